@@ -4,8 +4,8 @@
     subprocess.run([environment.python, "-m", "pytest"])
 
 Nothing is installed into the interpreter that runs this, nor into the user's ComfyUI. Where that interpreter
-has ComfyUI's requirements already, its packages are used as they are and the private environment adds only the
-asked extras. Only the standard library is used, because this runs before the environment exists.
+has ComfyUI's requirements already, its packages are used as they are and the private environment adds only
+the asked extras. Only the standard library is used, because this runs before the environment exists.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def fetch_pinned(cache: Path, python: Path = Path(sys.executable), run: Runner =
         found = file_sha256(archive)
         if found != PINNED.sha256:
             raise PreparationError(
-                f"{archive.name} has the SHA-256 {found}, expected {PINNED.sha256}: the download is damaged or "
+                f"{archive.name} has the SHA-256 {found}, expected {PINNED.sha256}: it is damaged or "
                 "is another file. It was deleted; try again, or set COMFYUI_PATH to a ComfyUI that you trust."
             )
         unpacked = Path(temporary) / "ComfyUI"
