@@ -1,0 +1,1 @@
+"""The engine and the methods that act inside the UNet."""

@@ -1,0 +1,54 @@
+"""Exact background: the source's own trajectory outside a mask, at every step.
+
+The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any sampler: z = M z + (1 - M) z*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .control import Control
+from .masks import for_batch, resize
+from .run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class ExactBackground(Control):
+    """Keep the image outside a mask exactly, up to the autoencoder.
+
+    Attributes:
+        changed: (M, H, W) bool, where the image may change.
+        start: share of the steps after which blending begins (MAG-Edit 0.7, Prompt-to-Prompt 0.2).
+    """
+
+    changed: Tensor
+    start: float = 0.0
+    name = "Exact Background"
+
+    def _mask(self, like: Tensor) -> Tensor:
+        """(B, 1, h, w), 1 where the image may change; a latent cell changes when any of its pixels does."""
+        cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
+        return for_batch(cells, like.shape[0], "mask of Exact Background")[:, None].to(like)
+
+    def acts(self, run: Run) -> bool:
+        return run.inversion is not None and run.step >= round(self.start * run.steps)
+
+    def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
+        """The network sees the source's latent outside the mask."""
+        assert run.inversion is not None
+        return torch.lerp(run.inversion.at(sigma).to(x).expand_as(x), x, self._mask(x))
+
+    def denoised(self, run: Run, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """Outside the mask the sampler is steered along the source's own step."""
+        assert run.inversion is not None
+        clean = run.inversion.clean_at(sigma).to(denoised).expand_as(denoised)
+        return torch.lerp(clean, denoised, self._mask(denoised))
+
+    def result(self, run: Run, latent: Tensor) -> Tensor:
+        """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
+        assert run.inversion is not None
+        image = run.inversion.latents[0].to(latent).expand_as(latent)
+        return torch.lerp(image, latent, self._mask(latent))

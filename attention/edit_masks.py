@@ -1,0 +1,65 @@
+"""EDIT_MASKS: which pixels a source object has, which pixels the edit may change, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .masks import as_mask, dilate, dilation_radius
+
+TASKS = ("replace or recolour", "edit, keep the object", "change the background", "remove the object")
+"""Mask-guidance strategies (CPAM section 3.5 and A.1; METHODS: mask guidance)."""
+
+
+@dataclass(frozen=True, eq=False)
+class EditMasks:
+    """Masks of an edit at image resolution, (M, H, W) bool on the CPU, M = 1 or one per image.
+
+    Attributes:
+        source: M_s, what is edited in the source; what lies outside is kept, and its keys are what the
+            background reads.
+        target: M_t, where the edit appears; empty for a removal.
+        retain: the edited object keeps the source's look.
+        changed: where pixels may change, for an exact background.
+    """
+
+    source: Tensor
+    target: Tensor
+    retain: bool
+    changed: Tensor
+
+
+def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -> EditMasks:
+    """Masks for a task.
+
+    Args:
+        mask: (H, W) or (M, H, W), the object (for a new background too: the object to keep).
+        task: one of TASKS.
+        dilation: kernel side as a share of the square root of the mask's area (0.1 in the official code).
+        invert: the mask selects the opposite.
+
+    Raises:
+        ValueError: unknown task, a mask of the wrong shape, or one that selects nothing or everything.
+    """
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}; choose one of: {', '.join(TASKS)}.")
+    chosen = as_mask(mask, "mask")
+    chosen = ~chosen if invert else chosen
+    share = chosen.float().flatten(1).mean(1)
+    if (share == 0).any() or (share == 1).any():
+        which = "nothing" if (share == 0).any() else "everything"
+        raise ValueError(
+            f"The mask selects {which}. Draw the object in Load Image's mask editor, or connect a segmentation; "
+            "an image without transparency gives an empty mask."
+        )
+    radius = max(1, dilation_radius(chosen, dilation)) if dilation > 0 else 0
+    if task == "change the background":
+        ground = ~chosen
+        return EditMasks(source=ground, target=dilate(ground, radius), retain=False, changed=dilate(ground, radius))
+    grown = dilate(chosen, radius)
+    if task == "remove the object":
+        # With no target pixels everything attends to background keys only (Eqs 1-3 with M_t empty).
+        return EditMasks(source=grown, target=torch.zeros_like(grown), retain=False, changed=grown)
+    return EditMasks(source=chosen, target=grown, retain=task == "edit, keep the object", changed=grown)

@@ -1,0 +1,93 @@
+"""Model families: which transformer blocks a UNet has, in the order in which it calls them.
+
+A layer's index counts blocks in call order (down, middle, up), as the papers do; one layer is one
+self-attention followed by one cross-attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block.
+
+    Attributes:
+        index: place in call order, from 0.
+        block: the host's name of the UNet block, such as ("output", 3).
+        depth: place of the transformer block inside its UNet block.
+        scale: side of the latent divided by the side of this layer's feature map.
+    """
+
+    index: int
+    block: tuple[str, int]
+    depth: int
+    scale: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """The host's key for replace patches."""
+        return (*self.block, self.depth)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family and its layers."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+
+def _layers(blocks: list[tuple[str, int, int, int]]) -> tuple[Layer, ...]:
+    """Layers from (block name, block number, depth, scale) in call order."""
+    flat = [((name, number), depth, scale) for name, number, depths, scale in blocks for depth in range(depths)]
+    return tuple(Layer(i, block, depth, scale) for i, (block, depth, scale) in enumerate(flat))
+
+
+_SD1_BLOCKS = [
+    *[("input", number, 1, scale) for number, scale in ((1, 1), (2, 1), (4, 2), (5, 2), (7, 4), (8, 4))],
+    ("middle", 0, 1, 8),
+    *[("output", number, 1, 4) for number in (3, 4, 5)],
+    *[("output", number, 1, 2) for number in (6, 7, 8)],
+    *[("output", number, 1, 1) for number in (9, 10, 11)],
+]
+_SDXL_BLOCKS = [
+    *[("input", number, depth, scale) for number, depth, scale in ((4, 2, 2), (5, 2, 2), (7, 10, 4), (8, 10, 4))],
+    ("middle", 0, 10, 4),
+    *[("output", number, 10, 4) for number in (0, 1, 2)],
+    *[("output", number, 2, 2) for number in (3, 4, 5)],
+]
+SD1 = Family("SD1.x", _layers(_SD1_BLOCKS))
+SD2 = Family("SD2.x", _layers(_SD1_BLOCKS))
+SDXL = Family("SDXL", _layers(_SDXL_BLOCKS))
+FAMILIES = (SD1, SD2, SDXL)
+
+# By exact class of the host's model configuration: subclasses such as SSD-1B have other depths.
+_BY_CONFIG = {
+    "SD15": SD1,
+    "SD15_instructpix2pix": SD1,
+    "SD20": SD2,
+    "SD21UnclipL": SD2,
+    "SD21UnclipH": SD2,
+    "SDXL": SDXL,
+    "SDXL_instructpix2pix": SDXL,
+}
+
+
+def family_of(model: Any) -> Family:
+    """The family of a host MODEL.
+
+    Raises:
+        ValueError: the model has no block table here; the message names it and the families that have one.
+    """
+    config = type(model.model.model_config).__name__
+    family = _BY_CONFIG.get(config)
+    if family is None:
+        known = ", ".join(f.name for f in FAMILIES)
+        raise ValueError(
+            f"Attention Edit has no block table for this model ({config}); it knows {known}. "
+            "Connect a checkpoint of one of these families."
+        )
+    return family

@@ -1,0 +1,80 @@
+"""Masks: 1 selects. Pure functions on (M, H, W) float or bool tensors, M = 1 or the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RULES = ("nearest", "majority", "any")
+"""How `resize` may decide whether a cell is selected."""
+
+
+def as_mask(mask: Tensor, name: str) -> Tensor:
+    """A MASK socket's tensor as (M, H, W) bool on the CPU.
+
+    Raises:
+        ValueError: not two- or three-dimensional, or without pixels.
+    """
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise ValueError(f"The {name} must be a mask of shape (M, H, W), not {tuple(mask.shape)}.")
+    return mask.detach().float().cpu() > 0.5
+
+
+def resize(mask: Tensor, size: tuple[int, int], rule: str = "nearest") -> Tensor:
+    """Resize to a layer's feature map, never losing a mask altogether.
+
+    Args:
+        mask: (M, H, W) bool.
+        size: (h, w).
+        rule: "nearest" as the papers' code; "majority", a cell is selected when at least half of it is; "any",
+            a cell is selected when any part of it is.
+
+    Returns:
+        (M, h, w) bool. An item that the rule would empty although it was not empty is resized with "any".
+    """
+    x = mask[:, None].float()
+    # Only a mask smaller than the map needs enlarging; adaptive pooling then repeats cells.
+    touched = F.adaptive_max_pool2d(x, size) > 0
+    if rule == "nearest":
+        result = F.interpolate(x, size=size, mode="nearest") > 0.5
+    elif rule == "majority":
+        result = F.adaptive_avg_pool2d(x, size) >= 0.5
+    elif rule == "any":
+        result = touched
+    else:
+        raise ValueError(f"Unknown rule {rule!r} for resizing a mask; use nearest, majority or any.")
+    vanished = ~result.flatten(1).any(1) & mask.flatten(1).any(1)
+    return torch.where(vanished[:, None, None, None], touched, result)[:, 0]
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """Grow (M, H, W) bool by a square of 2 * radius + 1 pixels; a negative radius shrinks it."""
+    if radius == 0:
+        return mask
+    x = mask[:, None].float()
+    side = 2 * abs(radius) + 1
+    if radius > 0:
+        return F.max_pool2d(x, side, stride=1, padding=abs(radius))[:, 0] > 0.5
+    return F.max_pool2d(1 - x, side, stride=1, padding=abs(radius))[:, 0] < 0.5
+
+
+def dilation_radius(mask: Tensor, share: float) -> int:
+    """CPAM's kernel k = sqrt(area) * share as a radius in pixels (official code; odd, hence symmetric)."""
+    area = float(mask.flatten(1).sum(1).float().mean())
+    return int(area**0.5 * share) // 2
+
+
+def for_batch(mask: Tensor, batch: int, name: str) -> Tensor:
+    """A mask for each image of a batch: (M, ...) to (batch, ...).
+
+    Raises:
+        ValueError: M is neither 1 nor the batch.
+    """
+    if mask.shape[0] not in (1, batch):
+        raise ValueError(
+            f"The {name} holds {mask.shape[0]} masks, but there are {batch} images. Give one mask, or one per image."
+        )
+    return mask.expand(batch, *mask.shape[1:])

@@ -1,0 +1,1 @@
+"""Trajectories of real images: how they are made, kept and checked."""

@@ -1,0 +1,129 @@
+"""INVERSION: everything that an edit needs to know about the source image, as one immutable record."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Conditioning = list[Any]
+"""The host's CONDITIONING: a list of [states (B, L, C), options]."""
+
+MATCH = 1e-4
+"""Relative difference under which two sigmas are the same noise level (a float32 rounding apart)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """The trajectory of a source image from clean to noisy.
+
+    Attributes:
+        latents: (S, B, C, h, w) float32 on the CPU, z* in DDPM (variance preserving) scale; latents[0] is the
+            image's own scaled latent and latents[-1] the inverted noise.
+        sigmas: S noise levels, ascending; sigma = sqrt((1 - alpha) / alpha).
+        steps: number of DDIM steps by the papers' count (50 for 980 ... 0).
+        offset: timestep offset of the schedule, 0 or 1.
+        family: name of the model family.
+        prediction: "eps" or "v".
+        conditioning: the source prompt's CONDITIONING.
+    """
+
+    latents: Tensor
+    sigmas: tuple[float, ...]
+    steps: int
+    offset: int
+    family: str
+    prediction: str
+    conditioning: Conditioning = field(repr=False)
+
+    @property
+    def batch(self) -> int:
+        """Number of source images."""
+        return self.latents.shape[1]
+
+    @property
+    def schedule(self) -> list[float]:
+        """Sigmas for a sampler, noisy to clean."""
+        return list(reversed(self.sigmas))
+
+    def describe(self) -> str:
+        """One line that tells the schedule, for messages."""
+        return (
+            f"{self.steps} steps, offset {self.offset}, sigma {self.sigmas[-1]:.3f} to {self.sigmas[0]:.3f} "
+            f"({self.family}, {self.prediction} prediction, {self.batch} image(s) of "
+            f"{self.latents.shape[-1]}x{self.latents.shape[-2]})"
+        )
+
+    def level(self, sigma: float) -> int | None:
+        """Index of the stored latent at this sigma, or None between stored ones."""
+        right = bisect_left(self.sigmas, sigma)
+        for i in (right - 1, right):
+            if 0 <= i < len(self.sigmas) and abs(self.sigmas[i] - sigma) <= MATCH * self.sigmas[i]:
+                return i
+        return None
+
+    def step(self, sigma: float) -> int:
+        """Number of the DDIM step that is under way at this sigma, 0 for the noisiest, by the papers' count."""
+        above = sum(s >= sigma * (1 - MATCH) for s in self.sigmas)
+        return max(0, above - 1)
+
+    def at(self, sigma: float) -> Tensor:
+        """The source latent at a noise level, in the sampler's scale: x = z* sqrt(1 + sigma^2).
+
+        Exactly the stored latent at stored levels. Between two of them x is linear in sigma, which is where
+        DDIM's own ordinary differential equation goes: one step's x0 and eps are constant.
+
+        Args:
+            sigma: noise level within the stored range.
+
+        Returns:
+            (B, C, h, w) float32.
+
+        Raises:
+            ValueError: sigma lies outside the trajectory.
+        """
+        i = self.level(sigma)
+        if i is not None:
+            return self._sampler_scale(i)
+        if not self.sigmas[0] < sigma < self.sigmas[-1]:
+            raise ValueError(
+                f"The sampler asks for the source at sigma {sigma:.4f}, but the inversion holds {self.describe()}. "
+                "Sample on the inversion's own schedule: connect Edit Setup's model or sigmas."
+            )
+        right = bisect_left(self.sigmas, sigma)
+        low, high = self.sigmas[right - 1], self.sigmas[right]
+        return torch.lerp(self._sampler_scale(right - 1), self._sampler_scale(right), (sigma - low) / (high - low))
+
+    def clean_at(self, sigma: float) -> Tensor:
+        """x0 (B, C, h, w) of the trajectory's DDIM step under way at this sigma: where its line meets sigma 0."""
+        right = self.level(sigma)
+        if right is None:
+            right = min(bisect_left(self.sigmas, sigma), len(self.sigmas) - 1)
+        right = max(right, 1)
+        low, high = self.sigmas[right - 1], self.sigmas[right]
+        start, end = self._sampler_scale(right - 1), self._sampler_scale(right)
+        return start - (end - start) * (low / (high - low))
+
+    def _sampler_scale(self, i: int) -> Tensor:
+        return self.latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5
+
+    def check_schedule(self, sigmas: list[float]) -> None:
+        """Raise ValueError unless every noise level that a run starts a step from is a stored one."""
+        foreign = [s for s in sigmas if s > 0 and self.level(s) is None]
+        if foreign:
+            raise ValueError(
+                f"The sampler's schedule ({len(sigmas) - 1} steps, sigma {sigmas[0]:.3f} to {sigmas[-1]:.3f}) is not "
+                f"the inversion's ({self.describe()}): sigma {foreign[0]:.4f} is not on it. Connect Edit Setup's "
+                "model (for KSampler) or its sigmas (for SamplerCustomAdvanced), or invert with that schedule."
+            )
+
+    def check_model(self, family: str, prediction: str) -> None:
+        """Raise ValueError if the trajectory was made with another kind of model."""
+        if (family, prediction) != (self.family, self.prediction):
+            raise ValueError(
+                f"This inversion was made with an {self.family} model ({self.prediction} prediction), but the model "
+                f"to edit with is {family} ({prediction} prediction). Invert the image again with this model."
+            )

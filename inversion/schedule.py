@@ -1,0 +1,47 @@
+"""DDIM timesteps and their noise levels, as the papers' code spaces them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+OFFSETS = {"leading, offset 0 (editing papers)": 0, "leading, offset 1 (diffusers, ddim_uniform)": 1}
+"""The two conventions. Offset 0 gives 980, 960 ... 0 for 50 steps: null-text inversion, MasaCtrl, FPE, MAG-Edit
+and CPAM. Offset 1 gives 981 ... 1: Dynamic Prompt Learning, Plug-and-Play, and the host's ddim_uniform."""
+MAX_STEPS = 1000
+
+
+def timesteps(steps: int, offset: int) -> list[int]:
+    """Timesteps from clean to noisy, on "leading" spacing.
+
+    Args:
+        steps: number of steps, 1 to 1000.
+        offset: 0 or 1, see OFFSETS.
+
+    Raises:
+        ValueError: steps out of range.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"An inversion needs 1 to {MAX_STEPS} steps, not {steps}.")
+    stride = MAX_STEPS // steps
+    return [min(i * stride + offset, MAX_STEPS - 1) for i in range(steps)]
+
+
+def levels(model_sampling: Any, steps: int, offset: int) -> list[float]:
+    """Noise levels (sigmas) of an inversion's latents, clean to noisy.
+
+    The image itself lies at timestep 0 (DDIM with "set alpha to one" off: the last alpha is alpha_0). With
+    offset 0 the first timestep is 0 too: that step is an identity, and is left out.
+
+    Raises:
+        ValueError: the model's noise schedule has no 1000 discrete levels.
+    """
+    table: Tensor | None = getattr(model_sampling, "sigmas", None)
+    if table is None or table.ndim != 1 or len(table) != MAX_STEPS:
+        raise ValueError(
+            f"DDIM inversion needs a model with {MAX_STEPS} discrete noise levels; this one has "
+            f"{type(model_sampling).__mro__[1].__name__}. Connect an SD1.x, SD2.x or SDXL checkpoint."
+        )
+    times = sorted({0, *timesteps(steps, offset)})
+    return [float(table[t]) for t in times]

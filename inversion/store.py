@@ -1,0 +1,162 @@
+"""Inversions on disk: one safetensors file each, in ComfyUI's output folder under `inversions`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .record import Inversion
+
+FORMAT = "attention-edit inversion"
+VERSION = "1"
+SUFFIX = ".safetensors"
+
+
+def directory() -> Path:
+    """Where inversions lie."""
+    return Path(folder_paths.get_output_directory()) / "inversions"
+
+
+def names() -> list[str]:
+    """Saved inversions, as paths below `directory`."""
+    root = directory()
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob(f"*{SUFFIX}")) if root.exists() else []
+
+
+def path_of(name: str) -> Path:
+    """The file of a saved inversion.
+
+    Raises:
+        ValueError: the name leads out of the folder, or there is no such file.
+    """
+    root = directory().resolve()
+    path = (root / name).resolve()
+    if root not in path.parents:
+        raise ValueError(f"{name!r} leads out of {root}; inversions are loaded from there only.")
+    if not path.is_file():
+        raise ValueError(f"There is no inversion {name!r} in {root}; it holds: {', '.join(names()) or 'nothing'}.")
+    return path
+
+
+def save(inversion: Inversion, prefix: str) -> Path:
+    """Save under the next free number, whole or not at all; files that exist are never written again.
+
+    Args:
+        prefix: file name, may hold folders; a five-digit number is put behind it.
+
+    Raises:
+        ValueError: the prefix leads out of the folder, or the source prompt holds what a file cannot
+            (ControlNet, hooks).
+    """
+    root = directory().resolve()
+    stem = (root / prefix).resolve()
+    if root not in stem.parents:
+        raise ValueError(f"The prefix {prefix!r} leads out of {root}; use a plain name.")
+    tensors, options = _pack_conditioning(inversion)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "inversion": json.dumps(
+            {
+                "sigmas": inversion.sigmas,
+                "steps": inversion.steps,
+                "offset": inversion.offset,
+                "family": inversion.family,
+                "prediction": inversion.prediction,
+                "conditioning": options,
+            }
+        ),
+    }
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    part = stem.with_name(f"{stem.name}.{os.getpid()}.part")
+    try:
+        save_file({"latents": inversion.latents.contiguous(), **tensors}, part, metadata)
+        number = 1
+        while True:
+            path = stem.with_name(f"{stem.name}_{number:05d}{SUFFIX}")
+            try:
+                # A hard link fails where a file exists; a rename would write over it.
+                os.link(part, path)
+                return path
+            except FileExistsError:
+                number += 1
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _pack_conditioning(inversion: Inversion) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors by name, and per part of the conditioning its plain options."""
+    tensors: dict[str, Tensor] = {}
+    options: list[dict[str, Any]] = []
+    for i, (states, extra) in enumerate(inversion.conditioning):
+        tensors[f"conditioning.{i}.states"] = states.detach().cpu().contiguous()
+        plain: dict[str, Any] = {}
+        for key, value in extra.items():
+            if isinstance(value, Tensor):
+                tensors[f"conditioning.{i}.option.{key}"] = value.detach().cpu().contiguous()
+            elif value is None or isinstance(value, str | int | float | bool):
+                plain[key] = value
+            else:
+                raise ValueError(
+                    f"The source prompt carries {key!r} ({type(value).__name__}), which a file cannot hold. Invert "
+                    "with a prompt that comes directly from CLIP Text Encode."
+                )
+        options.append(plain)
+    return tensors, options
+
+
+def load(name: str) -> Inversion:
+    """Load a saved inversion.
+
+    Raises:
+        ValueError: no such file, a foreign or broken one, or one of a later version.
+    """
+    path = path_of(name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(name, metadata)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return _unpack(json.loads(metadata["inversion"]), tensors)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"{name!r} is not a whole inversion file ({error}). Save the inversion again.") from error
+
+
+def _check_format(name: str, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{name!r} is a safetensors file, but not an inversion. Choose one that Save Inversion has written."
+        )
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{name!r} has version {metadata.get('version')} of the inversion format; this pack reads {VERSION}. "
+            "Update the pack."
+        )
+
+
+def _unpack(fields: dict[str, Any], tensors: dict[str, Tensor]) -> Inversion:
+    latents = tensors["latents"]
+    if latents.ndim != 5 or len(latents) != len(fields["sigmas"]) or not torch.isfinite(latents).all():
+        raise TypeError(f"latents of shape {tuple(latents.shape)} for {len(fields['sigmas'])} levels")
+    conditioning = []
+    for i, plain in enumerate(fields["conditioning"]):
+        prefix = f"conditioning.{i}.option."
+        extra = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        conditioning.append([tensors[f"conditioning.{i}.states"], {**plain, **extra}])
+    return Inversion(
+        latents=latents,
+        sigmas=tuple(float(s) for s in fields["sigmas"]),
+        steps=int(fields["steps"]),
+        offset=int(fields["offset"]),
+        family=str(fields["family"]),
+        prediction=str(fields["prediction"]),
+        conditioning=conditioning,
+    )

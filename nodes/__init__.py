@@ -1,0 +1,23 @@
+"""The pack's nodes: each class is a schema and a call."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
+from .demo import DemoModelNode, DemoSceneNode
+from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
+from .setup import EditSetupNode
+
+NODES: list[type[io.ComfyNode]] = [
+    InvertNode,
+    ReconstructNode,
+    SaveInversionNode,
+    LoadInversionNode,
+    EditMasksNode,
+    CPAMNode,
+    ExactBackgroundNode,
+    EditSetupNode,
+    DemoModelNode,
+    DemoSceneNode,
+]

@@ -1,0 +1,62 @@
+"""The bundled model and its images, so that every workflow runs before anything is downloaded."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .sockets import CATEGORY
+
+
+class DemoModelNode(io.ComfyNode):
+    """The demo model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditDemoModel",
+            display_name="Demo Model",
+            category=f"{CATEGORY}/demo",
+            description="A tiny text-to-image model that comes with the pack and knows coloured shapes only. It shows "
+            "what a workflow does; replace it by Load Checkpoint for your own photographs.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="SD1.x topology, tiny widths."),
+                io.Clip.Output(display_name="clip", tooltip="Knows the words of the demo world."),
+                io.Vae.Output(display_name="vae", tooltip="8x autoencoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from ..demo.load import load_demo_model
+
+        return io.NodeOutput(*load_demo_model())
+
+
+class DemoSceneNode(io.ComfyNode):
+    """A picture of the demo world."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditDemoScene",
+            display_name="Demo Scene",
+            category=f"{CATEGORY}/demo",
+            description="A rendered 256x256 picture to edit with the Demo Model, with the mask of one object. Replace "
+            "it by Load Image for your own photographs.",
+            inputs=[
+                io.Int.Input("scene", default=1, min=0, max=100_000, tooltip="Which picture; every number is another."),
+                io.Int.Input("objects", default=1, min=1, max=2, tooltip="How many objects it shows."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The picture."),
+                io.Mask.Output(display_name="mask", tooltip="Its first object."),
+                io.String.Output(display_name="caption", tooltip="What it shows."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, scene: int, objects: int) -> io.NodeOutput:
+        from ..demo.scene import demo_scene
+
+        return io.NodeOutput(*demo_scene(scene, objects))

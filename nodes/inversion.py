@@ -1,0 +1,147 @@
+"""Nodes that make, check, save and load inversions."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..inversion import report, store
+from ..inversion.run import ddim_inversion
+from ..inversion.schedule import OFFSETS
+from .sockets import CATEGORY, InversionSocket, inversion_input
+
+
+class InvertNode(io.ComfyNode):
+    """DDIM inversion of a photograph."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditInvert",
+            display_name="DDIM Inversion",
+            category=f"{CATEGORY}/inversion",
+            description="Finds the noise from which the model would have drawn your photograph, and every latent on "
+            "the way. Needed once per image: all edit nodes take its output, whatever the edit's prompt is.",
+            search_aliases=["invert image", "unsampler", "direct inversion", "ddim inverse", "cpam inversion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model without edits (LoRAs are fine)."),
+                io.Latent.Input("latent", tooltip="The photograph, from VAE Encode. A batch is inverted at once."),
+                io.Conditioning.Input(
+                    "source",
+                    tooltip="Source prompt. Leave the text empty for CPAM; methods that say so want a caption.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="DDIM steps, which the edit will use too. 50 as in the papers; 20 is a fast preview.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(OFFSETS),
+                    default=next(iter(OFFSETS)),
+                    tooltip="Timesteps 980, 960 ... 0 as the editing papers' code, or 981 ... 1 as diffusers and the "
+                    "host's ddim_uniform.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                InversionSocket.Output(display_name="inversion", tooltip="The image's whole trajectory, for edit nodes.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, latent: dict[str, Any], source: list[Any], steps: int, schedule: str) -> io.NodeOutput:
+        return io.NodeOutput(ddim_inversion(model, latent, source, steps, OFFSETS[schedule]))
+
+
+class ReconstructNode(io.ComfyNode):
+    """How well an inversion reconstructs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditReconstruct",
+            display_name="Reconstruction Check",
+            category=f"{CATEGORY}/inversion",
+            description="Samples from the inverted noise with the source prompt and compares: a low PSNR here is why "
+            "an edit drifts. At guidance 1 it shows the inversion's error, at 7.5 what guidance adds to it.",
+            search_aliases=["inversion quality", "psnr", "reconstruction error"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model without edits that the image was inverted with."),
+                inversion_input(),
+                io.Vae.Input("vae", tooltip="The VAE that encoded the image."),
+                io.Float.Input(
+                    "guidance", default=1.0, min=1.0, max=30.0, step=0.5, tooltip="Guidance scale of the check."
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Negative prompt, needed when guidance is not 1."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="reconstruction", tooltip="What sampling from the inverted noise gives."),
+                io.Image.Output(display_name="error plot", tooltip="Relative error of the latent at every step."),
+                io.String.Output(display_name="report", tooltip="PSNR and latent error in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, inversion: Any, vae: Any, guidance: float, negative: list[Any] | None = None
+    ) -> io.NodeOutput:
+        image, plot, text = report.check(model, inversion, vae, guidance, negative)
+        return io.NodeOutput(image, plot, text, ui=ui.PreviewImage(plot, cls=cls))
+
+
+class SaveInversionNode(io.ComfyNode):
+    """Save an inversion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditSaveInversion",
+            display_name="Save Inversion",
+            category=f"{CATEGORY}/inversion",
+            description="Saves an inversion to output/inversions, to edit the same image again another day.",
+            is_output_node=True,
+            inputs=[
+                inversion_input(),
+                io.String.Input("filename_prefix", default="photo", tooltip="File name; a number is put behind it."),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+        )
+
+    @classmethod
+    def execute(cls, inversion: Any, filename_prefix: str) -> io.NodeOutput:
+        return io.NodeOutput(str(store.save(inversion, filename_prefix)))
+
+
+class LoadInversionNode(io.ComfyNode):
+    """Load an inversion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditLoadInversion",
+            display_name="Load Inversion",
+            category=f"{CATEGORY}/inversion",
+            description="Loads what Save Inversion has written. Use the model that it was made with.",
+            inputs=[
+                io.Combo.Input(
+                    "file", options=store.names(), tooltip="A file of output/inversions; press R to see new ones."
+                )
+            ],
+            outputs=[InversionSocket.Output(display_name="inversion", tooltip="The saved trajectory.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> float:
+        return os.path.getmtime(store.path_of(file))
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(store.load(file))

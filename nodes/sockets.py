@@ -1,0 +1,27 @@
+"""The pack's own socket types and the texts that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+InversionSocket = io.Custom("AEDIT_INVERSION")
+EditMasksSocket = io.Custom("AEDIT_MASKS")
+CATEGORY = "attention edit"
+
+
+def model_input() -> io.Input:
+    """The MODEL that an edit goes on."""
+    return io.Model.Input(
+        "model",
+        tooltip="The model to edit with. Load LoRAs and put other packs' attention patches before this node.",
+    )
+
+
+def model_output() -> io.Output:
+    """The MODEL with the edit on it."""
+    return io.Model.Output(display_name="model", tooltip="The same model with this edit; connect further edits or Edit Setup.")
+
+
+def inversion_input() -> io.Input:
+    """The source image."""
+    return InversionSocket.Input("inversion", tooltip="The source image, from DDIM Inversion or Load Inversion.")
