@@ -272,9 +272,7 @@ def prepare(
     unknown = [name for name in extras if name not in pins or name == BASE_GROUP]
     if unknown:
         known = sorted(set(pins) - {BASE_GROUP})
-        raise PreparationError(
-            f"No extra is named {', '.join(unknown)}; pyproject.toml has {', '.join(known)}."
-        )
+        raise PreparationError(f"No extra is named {', '.join(unknown)}; there are {', '.join(known)}.")
     choice = choose_host(pack)
     cache = cache or cache_folder()
     with locked(cache):

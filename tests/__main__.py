@@ -1,0 +1,88 @@
+"""`python tests [--only-pytest] [pytest's arguments]`: prepare the environment, then check everything.
+
+Runs ruff (check, format), the type checker and pytest in the private environment of demo/environment.py; the
+exit code is not zero when one of them failed. `--only-pytest` leaves out all but pytest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+PACK = TESTS.parent
+sys.path.insert(0, str(PACK / "demo"))
+
+from environment import Environment, prepare  # noqa: E402
+from host_source import PreparationError  # noqa: E402
+
+CHECKED = ("__init__.py", "nodes", "attention", "inversion", "demo")
+
+
+def _type_check_config(environment: Environment, folder: Path) -> Path:
+    """A copy of pyproject's [tool.basedpyright] that knows where on this machine the host lies."""
+    import tomllib
+
+    with (PACK / "pyproject.toml").open("rb") as file:
+        settings = tomllib.load(file)["tool"]["basedpyright"]
+    settings["include"] = [str(PACK / name) for name in CHECKED if (PACK / name).exists()]
+    settings["extraPaths"] = [str(environment.host)]
+    config = folder / "pyrightconfig.json"
+    config.write_text(json.dumps(settings), "utf-8")
+    return config
+
+
+def _step(
+    name: str, command: Sequence[object], variables: Mapping[str, str], results: dict[str, int]
+) -> None:
+    print(f"\n=== {name} ===", flush=True)
+    results[name] = subprocess.run(
+        [str(part) for part in command], cwd=PACK, env=variables, check=False
+    ).returncode
+
+
+def _report(results: Mapping[str, int]) -> None:
+    words = [
+        f"{name}: {'ok' if code == 0 else f'FAILED (exit code {code})'}" for name, code in results.items()
+    ]
+    print("\n=== " + "; ".join(words) + " ===", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run all the checks; returns the exit code."""
+    only_pytest = "--only-pytest" in arguments
+    arguments = [argument for argument in arguments if argument != "--only-pytest"]
+    try:
+        environment = prepare(["test"])
+    except PreparationError as error:
+        print(f"[attention-edit] {error}", file=sys.stderr)
+        return 2
+    python = environment.python
+    # One thread: the models are tiny, and threads that wait for each other cost more than they bring.
+    variables = {"OMP_NUM_THREADS": "1", **os.environ, "ATTENTION_EDIT_HOST": str(environment.host)}
+    variables.pop("PYTHONPATH", None)
+    results: dict[str, int] = {}
+    if not only_pytest:
+        _step("ruff check", [python, "-m", "ruff", "check", PACK], variables, results)
+        _step("ruff format", [python, "-m", "ruff", "format", "--check", PACK], variables, results)
+        with tempfile.TemporaryDirectory() as folder:
+            config = _type_check_config(environment, Path(folder))
+            check = [python, "-m", "basedpyright", "--project", config, "--pythonpath", python]
+            _step("basedpyright", check, variables, results)
+        _report(results)
+    named = any((PACK / argument.split("::")[0]).exists() for argument in arguments)
+    pytest = [python, "-m", "pytest", "-c", TESTS / "pytest.ini", *arguments, *([] if named else [TESTS])]
+    _step("pytest", pytest, variables, results)
+    failed = [name for name, code in results.items() if code != 0]
+    if failed and failed != ["pytest"]:
+        print(f"[attention-edit] failed: {', '.join(failed)}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""Makes the pack and its host importable in tests, and gives them a server and a browser.
+
+`from attention_edit.attention import ...` imports the pack as the host does: from its root __init__.py, under
+a name of our choice, with the root never on sys.path (its nodes/ would hide ComfyUI's nodes.py). The modules
+of demo/ are imported by their own names; that folder comes last on sys.path, so that the host's names win.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from comfy_server import ComfyServer
+    from playwright.sync_api import Browser
+
+PACK = Path(__file__).resolve().parents[1]
+ON_CPU = os.environ.get("ATTENTION_EDIT_DEVICE", "cpu") == "cpu"
+CHROMIUM_FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+def _find_host() -> Path:
+    given = os.environ.get("ATTENTION_EDIT_HOST", "")
+    host = Path(given)
+    if not given or not (host / "main.py").is_file():
+        raise pytest.UsageError(
+            f"ATTENTION_EDIT_HOST is {given!r}, expected a ComfyUI folder. Run `python tests`, which sets it."
+        )
+    return host
+
+
+def _import_pack() -> None:
+    """Import the pack under the name attention_edit, as nodes.py of the host does with custom nodes."""
+    spec = importlib.util.spec_from_file_location(
+        "attention_edit", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["attention_edit"] = module
+    spec.loader.exec_module(module)
+
+
+def _enter_host() -> None:
+    host = _find_host()
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != PACK]
+    sys.path.insert(0, str(host))
+    sys.path.append(str(PACK / "demo"))
+    # The host reads the command line at the first import of comfy.cli_args; it must see its own options only.
+    arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if ON_CPU else [])]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+
+    assert comfy.cli_args.args.cpu == ON_CPU
+    sys.argv = arguments
+    _import_pack()
+
+
+_enter_host()
+
+
+@pytest.fixture(scope="session")
+def host() -> Path:
+    """The folder of ComfyUI."""
+    return _find_host()
+
+
+@pytest.fixture(scope="session")
+def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A real ComfyUI server that has this pack and no other, in folders of its own."""
+    from comfy_server import ComfyServer
+    from environment import base_directory
+
+    base = base_directory(tmp_path_factory.mktemp("comfyui"))
+    with ComfyServer(Path(sys.executable), host, base, cpu=ON_CPU) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium: $CHROMIUM, else /usr/bin/chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if not Path(program).is_file():
+        pytest.fail(
+            f"There is no Chromium at {program}: install it, or set CHROMIUM to its path.", pytrace=False
+        )
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, headless=True, args=CHROMIUM_FLAGS)
+        yield opened
+        opened.close()
