@@ -103,7 +103,8 @@ def _widget_specs(
             kind, options = spec[0], (spec[1] if len(spec) > 1 else {}) or {}
             full = prefix + name
             is_combo = isinstance(kind, list) or kind == "COMBO"
-            is_widget = is_combo or kind in WIDGET_TYPES or kind == DYNAMIC_COMBO or full in sockets
+            named = full in sockets or options.get("widgetType") is not None
+            is_widget = is_combo or kind in WIDGET_TYPES or kind == DYNAMIC_COMBO or named
             if not is_widget or options.get("forceInput"):
                 continue
             choices = kind if isinstance(kind, list) else options.get("options", [])
@@ -148,7 +149,8 @@ class _Converter:
         self.nodes = {str(node["id"]): node for node in workflow["nodes"]}
         self.links = links_of(workflow)
         self.info = object_info
-        names = {graph["id"]: graph["name"] for graph in workflow.get("definitions", {}).get("subgraphs", [])}
+        subgraphs = (workflow.get("definitions") or {}).get("subgraphs") or []
+        names = {graph["id"]: graph["name"] for graph in subgraphs}
         for node in self.nodes.values():
             kind = node["type"]
             where = f"Node {node['id']} ({node.get('title') or kind})"
