@@ -31,7 +31,7 @@ def _type_check_config(environment: Environment, folder: Path) -> Path:
     with (PACK / "pyproject.toml").open("rb") as file:
         settings = tomllib.load(file)["tool"]["basedpyright"]
     settings["include"] = [str(PACK / name) for name in CHECKED if (PACK / name).exists()]
-    settings["extraPaths"] = [str(environment.host)]
+    settings["extraPaths"] = [str(environment.host), str(PACK / "demo")]
     config = folder / "pyrightconfig.json"
     config.write_text(json.dumps(settings), "utf-8")
     return config
