@@ -19,11 +19,12 @@ from scipy import ndimage
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
-SMALLEST = 0.004
-"""Share of the image below which a spot is no object: a sixth of the smallest object of the world."""
-DIFFERS = 14.0
-"""Distance from the ground (Lab units, lightness at a quarter) at which a pixel can belong to an object. Shadow,
-light and texture stay below 13, and the darkest edge of any object is more than 23 from any ground."""
+SMALLEST = 0.01
+"""Share of the image below which a spot is no object: a sixth of the world's smallest object."""
+DIFFERS = 20.0
+"""Distance from the ground (Lab units, lightness at a quarter) at which a pixel can belong to an object.
+Light, shadow and texture stay below it, even on pink that is lit until it clips; the darkest edge of an object
+is more than 30 from any ground."""
 _LIGHTNESS = 0.25
 _GROUND_LIMIT = 22.0
 _CELLS = 56
@@ -100,7 +101,7 @@ def _from_ground(colours: Array) -> tuple[Array, Mask]:
     start = np.median(colours[_frame(height, width)], 0)
     distance = np.linalg.norm(flat - start, axis=-1)
     for _ in range(3):
-        near = np.flatnonzero(distance < DIFFERS)[::7]
+        near = np.flatnonzero(distance < DIFFERS)[::3]
         if len(near) < 100:
             break
         surface = np.linalg.lstsq(basis[near], flat[near], rcond=None)[0]
@@ -195,8 +196,10 @@ def name_shape(mask: Mask) -> tuple[int, float]:
 def _pieces(part: Mask, colours: NDArray[np.int64], smallest: float) -> list[Mask]:
     """A connected part, or its pieces of different colour when two objects touch."""
     # A rim mixes two colours into a third one, so thin strips do not count as another object.
+    thin = max(1, min(part.shape) // 64)
     cores = {
-        int(c): ndimage.binary_opening(part & (colours == c), iterations=3) for c in np.unique(colours[part])
+        int(c): ndimage.binary_opening(part & (colours == c), iterations=thin)
+        for c in np.unique(colours[part])
     }
     large = {c: core for c, core in cores.items() if core.sum() > smallest}
     if len(large) < 2:
@@ -232,7 +235,7 @@ def _find(rgb: Array, distance: Array) -> list[Found]:
 def _describe(rgb: Array, mask: Mask) -> Found:
     """Name what a mask (H, W) of an image (H, W, 3) shows."""
     shape, fit = name_shape(mask)
-    core = ndimage.binary_erosion(mask, iterations=2)
+    core = ndimage.binary_erosion(mask, iterations=max(1, min(mask.shape) // 128))
     colour = int(_name_colours(rgb[core if core.any() else mask].mean(0)))
     y, x = ndimage.center_of_mass(mask)
     return Found(shape, colour, mask, ((x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0]), fit)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
+import metrics
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
-import metrics
 
 
 def test_equal_images_are_infinitely_near() -> None:

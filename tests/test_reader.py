@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import io
-import sys
-from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
+import reader
 import torch
+import world
 from PIL import Image
 from scipy import ndimage
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
-import reader
-import world
 
 Thing = tuple[int, int]
 
@@ -32,6 +27,16 @@ def things(drawn: world.Scenes, index: int) -> list[Thing]:
     """Shape and colour of the objects that are in a scene."""
     pairs = zip(drawn.shape[index].tolist(), drawn.colour[index].tolist(), strict=True)
     return [(shape, colour) for shape, colour in pairs if shape != world.NOTHING]
+
+
+def next_shape(drawn: world.Scenes) -> torch.Tensor:
+    """Other shapes (B,) than those of the objects in slot 0."""
+    return (drawn.shape[:, 0] + 1) % len(world.SHAPES)
+
+
+def next_colour(drawn: world.Scenes) -> torch.Tensor:
+    """Other colours (B,) than those of the objects in slot 0."""
+    return (drawn.colour[:, 0] + 1) % len(world.COLOURS)
 
 
 def scores(drawn: world.Scenes, readings: list[reader.Reading]) -> tuple[float, float, int]:
@@ -85,11 +90,10 @@ def test_empty_scenes_have_no_object() -> None:
 @pytest.mark.parametrize("colour", range(len(world.COLOURS)))
 @pytest.mark.parametrize("background", range(len(world.BACKGROUNDS)))
 def test_every_colour_on_every_background(colour: int, background: int) -> None:
-    drawn = world.sample_scenes(6, 73, objects=1)
     shapes = torch.arange(len(world.SHAPES))
-    drawn = drawn.with_object(0, shapes, torch.full((6,), colour)).with_background(
-        torch.full((6,), background)
-    )
+    drawn = world.sample_scenes(len(shapes), 73, objects=1)
+    drawn = drawn.with_object(0, shapes, torch.full_like(shapes, colour))
+    drawn = drawn.with_background(torch.full_like(shapes, background))
     for shape, reading in enumerate(reader.read_all(world.render(drawn))):
         assert [(thing.shape, thing.colour) for thing in reading.objects] == [(shape, colour)]
         assert reading.background == background
@@ -98,8 +102,8 @@ def test_every_colour_on_every_background(colour: int, background: int) -> None:
 def test_wrong_drawings_are_read_as_wrong() -> None:
     drawn, _ = scenes()
     drawn = drawn[:60]
-    other = drawn.with_object(0, (drawn.shape[:, 0] + 1) % 6, (drawn.colour[:, 0] + 2) % 6)
-    other = other.with_background((drawn.background + 1) % 6)
+    other = drawn.with_object(0, next_shape(drawn), next_colour(drawn))
+    other = other.with_background((drawn.background + 1) % len(world.BACKGROUNDS))
     readings = reader.read_all(world.render(other))
     for index, reading in enumerate(readings):
         seen = [(thing.shape, thing.colour) for thing in reading.objects]
@@ -148,17 +152,17 @@ def test_inside_and_outside_of_a_region() -> None:
         kept = reader.read_inside(gone[index], truth[index, 1])
         assert kept is not None
         assert (kept.shape, kept.colour) == things(drawn, index)[1]
-    recoloured = replace(drawn, colour=(drawn.colour + 3) % 6)
+    recoloured = drawn.with_object(0, colour=next_colour(drawn))
     thing = reader.read_inside(world.render(recoloured)[0], truth[0, 0])
     assert thing is not None
-    assert thing.colour == (int(drawn.colour[0, 0]) + 3) % 6
+    assert thing.colour == int(recoloured.colour[0, 0])
     assert reader.read_inside(images[0], 1 - truth[0].amax(0)) is None
 
 
 def test_other_sizes() -> None:
     drawn, images = scenes()
-    half = torch.nn.functional.interpolate(images[:40], size=(128, 192), mode="area")
+    other = torch.nn.functional.interpolate(images[:40], size=(192, 160), mode="bilinear")
     # Squeezed shapes are other shapes; colours and grounds stay what they are.
-    for index, reading in enumerate(reader.read_all(half)):
+    for index, reading in enumerate(reader.read_all(other)):
         assert sorted(t.colour for t in reading.objects) == sorted(c for _, c in things(drawn, index))
         assert reading.background == int(drawn.background[index])

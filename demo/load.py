@@ -1,0 +1,178 @@
+"""The demo model's sizes, and how its file becomes the host's own MODEL, CLIP and VAE objects.
+
+None of its neighbours is imported, so that a node of the pack can use it as a part of the package, and the
+scripts of this folder as a plain module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+CONTEXT = 64
+"""Width of the text states."""
+
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 1, 1, 2],
+    "num_heads": -1,
+    "num_head_channels": 32,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "context_dim": CONTEXT,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "use_linear_in_transformer": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+    "adm_in_channels": None,
+}
+"""The host's UNetModel arguments. GroupNorm has 32 groups, and groups of one channel would take the mean of
+every channel away (and with it the background colour): hence 64 channels and not 32."""
+
+TEXT: dict[str, Any] = {
+    "hidden_size": CONTEXT,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+    "vocab_size": 49408,
+}
+LATENT_SCALE = 0.18215
+FILE = Path(__file__).with_name("model.safetensors")
+TOKENS = "text.text_model.embeddings.token_embedding.weight"
+TOKEN_IDS = "token_ids"
+
+
+class DemoModelError(RuntimeError):
+    """The demo model's file cannot be used; the text says why and what to do."""
+
+
+class _DemoModel(comfy.supported_models.SD15):
+    """Stable Diffusion 1.x for the host, with the demo model's heads instead of eight per block."""
+
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
+
+
+def read_parts(path: Path = FILE) -> dict[str, dict[str, Tensor]]:
+    """The file's tensors by part ("unet", "text", "vae"), with the token table filled up to its full length.
+
+    Rows of words that the demo world does not use are zero.
+
+    Raises:
+        DemoModelError: the file is missing, damaged, or something else than the demo model.
+    """
+    if not path.is_file():
+        raise DemoModelError(
+            f"The demo model is missing: there is no {path}. It comes with the pack; install the pack again, "
+            "or train the model with `python demo/train.py`."
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DemoModelError(
+            f"The demo model {path} is damaged ({error}). Install the pack again to get all of it."
+        ) from error
+    ids, rows = tensors.pop(TOKEN_IDS, None), tensors.get(TOKENS)
+    if ids is None or rows is None or rows.shape != (len(ids), CONTEXT):
+        raise _foreign(path, "it has no token table of the demo world")
+    table = rows.new_zeros(TEXT["vocab_size"], CONTEXT)
+    table[ids.long()] = rows
+    tensors[TOKENS] = table
+    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "text": {}, "vae": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            raise _foreign(path, f"it has a tensor {key}")
+        parts[part][name] = tensor
+    return parts
+
+
+def _foreign(path: Path, why: str) -> DemoModelError:
+    return DemoModelError(
+        f"{path} is not the demo model: {why}. Load other models with ComfyUI's own loaders, and install the "
+        "pack again if this file came with it."
+    )
+
+
+def _check(path: Path, part: str, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """Compare names and sizes, because the host only logs what does not fit."""
+    missing, extra = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+    if missing or extra:
+        raise _foreign(path, f"of its {part}, {len(missing)} tensors are missing and {len(extra)} unknown")
+    for name, tensor in have.items():
+        if tensor.shape != want[name].shape:
+            raise _foreign(
+                path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name].shape)}"
+            )
+
+
+def _model(path: Path, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """The UNet as the host's MODEL, in the precision that the host chooses for its device."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    config = _DemoModel(UNET)
+    parameters = comfy.utils.calculate_parameters(tensors)
+    dtype = management.unet_dtype(
+        model_params=parameters,
+        supported_dtypes=list(config.supported_inference_dtypes),
+        weight_dtype=torch.float16,
+    )
+    cast = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, cast)
+    model = config.get_model({}, device=management.unet_inital_load_device(parameters, dtype))
+    _check(path, "unet", tensors, model.diffusion_model.state_dict())
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=device, offload_device=management.unet_offload_device()
+    )
+    # Where the host takes the tensors over instead of copying them, they have to have its precision.
+    model.load_model_weights({k: v.to(dtype) for k, v in tensors.items()}, "", assign=patcher.is_dynamic())
+    return patcher
+
+
+def _clip(path: Path, tensors: dict[str, Tensor]) -> comfy.sd.CLIP:
+    """The text encoder as the host's CLIP."""
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+        parameters=comfy.utils.calculate_parameters(tensors),
+        model_options={"clip_l_model_config": TEXT},
+    )
+    _check(path, "text", tensors, clip.cond_stage_model.clip_l.transformer.state_dict())
+    clip.load_sd({f"clip_l.transformer.{k}": v for k, v in tensors.items()}, full_model=True)
+    return clip
+
+
+def load_demo_model(
+    path: Path = FILE,
+) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """The demo model as the host's MODEL, CLIP and VAE, the same kinds of objects that its loaders return.
+
+    Raises:
+        DemoModelError: the file is missing, damaged, or something else than the demo model.
+    """
+    parts = read_parts(path)
+    if "taesd_decoder.1.weight" not in parts["vae"] or "vae_scale" not in parts["vae"]:
+        raise _foreign(path, "it has no autoencoder")
+    model, clip = _model(path, parts["unet"]), _clip(path, parts["text"])
+    vae = comfy.sd.VAE(sd=dict(parts["vae"]))
+    _check(path, "vae", parts["vae"], vae.first_stage_model.state_dict())
+    return model, clip, vae
