@@ -13,55 +13,30 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prompt_result import (
+    ProgressHandler,
+    ProgressWatcher,
+    PromptError,
+    PromptInterrupted,
+    PromptResult,
+    ServerError,
+    refusal,
+    result_of,
+)
+
+__all__ = ["ComfyServer", "PromptError", "PromptInterrupted", "PromptResult", "ServerError", "free_port"]
+
 TAIL_LINES = 40
-ProgressHandler = Callable[[str, int, int], None]
-
-
-class ServerError(RuntimeError):
-    """The server did not start, ended, or answered with an error."""
-
-
-class PromptError(ServerError):
-    """A prompt was refused or a node failed; without a node id the prompt is refused as a whole."""
-
-    def __init__(self, message: str, node_id: str | None = None, node_type: str | None = None) -> None:
-        where = f"node {node_id} ({node_type}): " if node_id is not None else ""
-        super().__init__(where + message)
-        self.node_id = node_id
-        self.node_type = node_type
-        self.message = message
-
-
-class PromptInterrupted(ServerError):  # noqa: N818 - as the host names it
-    """The prompt was interrupted."""
-
-
-@dataclass(frozen=True)
-class PromptResult:
-    """What a prompt left in the history: `outputs` maps a node's id to its `ui` dictionary."""
-
-    prompt_id: str
-    outputs: Mapping[str, Mapping[str, Any]]
-    executed: tuple[str, ...]
-    """Ids of the nodes that ran, without those taken from the cache."""
-
-    def images(self, node_id: str | None = None) -> list[Mapping[str, str]]:
-        """The image files of one node, or of all nodes in the order of their ids, as `fetch` takes them."""
-        nodes = [node_id] if node_id is not None else list(self.outputs)
-        return [image for node in nodes for image in self.outputs.get(node, {}).get("images", [])]
 
 
 def free_port() -> int:
@@ -197,10 +172,10 @@ class ComfyServer:
         try:
             answer = self.post("/prompt", body)
         except urllib.error.HTTPError as error:
-            raise _refusal(json.loads(error.read() or b"{}")) from error
+            raise refusal(json.loads(error.read() or b"{}")) from error
         if answer.get("node_errors"):
             self.interrupt(answer["prompt_id"])
-            raise _refusal(answer)
+            raise refusal(answer)
         return answer["prompt_id"]
 
     def run(
@@ -217,7 +192,7 @@ class ComfyServer:
         PromptInterrupted, or TimeoutError after `timeout` seconds; at that and at Ctrl-C it is interrupted.
         """
         client_id = uuid.uuid4().hex
-        watcher = _ProgressWatcher(self.url, client_id, on_progress) if on_progress else None
+        watcher = ProgressWatcher(self.url, client_id, on_progress) if on_progress else None
         prompt_id = ""
         try:
             prompt_id = self.queue(prompt, client_id, workflow)
@@ -238,7 +213,7 @@ class ComfyServer:
                 raise ServerError(f"ComfyUI ended with code {self._process.returncode}:\n{self.log_tail()}")
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry is not None:
-                return _result(prompt_id, entry)
+                return result_of(prompt_id, entry)
             time.sleep(0.1)
         raise TimeoutError(f"The prompt did not end within {timeout:g} s. The log ends:\n{self.log_tail()}")
 
@@ -263,101 +238,3 @@ class ComfyServer:
         body = head.encode() + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         answer = json.loads(self._request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
         return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
-
-
-def _refusal(answer: Mapping[str, Any]) -> PromptError:
-    """The first node error of a refused prompt, with the number of the others."""
-    nodes: Mapping[str, Any] = answer.get("node_errors") or {}
-    for node_id, found in nodes.items():
-        texts = [f"{error['message']} ({error['details']})" for error in found["errors"]]
-        more = f" (and {len(nodes) - 1} more nodes)" if len(nodes) > 1 else ""
-        return PromptError("; ".join(texts) + more, node_id, found["class_type"])
-    error = answer.get("error") or answer
-    if isinstance(error, Mapping) and "message" in error:
-        extra = error.get("extra_info") or {}
-        text = " ".join(str(part) for part in (error["message"], error.get("details")) if part)
-        return PromptError(text, extra.get("node_id"), extra.get("class_type"))
-    return PromptError(f"the server refused the prompt: {error}")
-
-
-def _result(prompt_id: str, entry: Mapping[str, Any]) -> PromptResult:
-    """A history entry as a result, or as the error that it tells of."""
-    messages = {kind: data for kind, data in entry["status"]["messages"]}
-    if "execution_error" in messages:
-        data = messages["execution_error"]
-        text = f"{data['exception_type']}: {data['exception_message']}".strip()
-        raise PromptError(text, data["node_id"], data["node_type"])
-    if "execution_interrupted" in messages:
-        data = messages["execution_interrupted"]
-        raise PromptInterrupted(f"interrupted at node {data.get('node_id')} ({data.get('node_type')})")
-    cached = set(messages.get("execution_cached", {}).get("nodes", []))
-    prompt, outputs = entry["prompt"][2], entry["prompt"][4]
-    ran = tuple(sorted(_ancestors(prompt, outputs) - cached, key=list(prompt).index))
-    return PromptResult(prompt_id, entry["outputs"], ran)
-
-
-def _ancestors(prompt: Mapping[str, Any], outputs: Sequence[str]) -> set[str]:
-    """The nodes that the outputs need, themselves included."""
-    found: set[str] = set()
-    waiting = list(outputs)
-    while waiting:
-        node = waiting.pop()
-        if node in found or node not in prompt:
-            continue
-        found.add(node)
-        waiting += [value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list)]
-    return found
-
-
-class _ProgressWatcher:
-    """Listens to the websocket in a thread and hands on `progress_state` messages."""
-
-    def __init__(self, url: str, client_id: str, handler: ProgressHandler) -> None:
-        self._address = f"{url}/ws?clientId={client_id}"
-        self._handler = handler
-        self._ready = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._main, daemon=True)
-        self._thread.start()
-        self._ready.wait(10)
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._closed.set()
-        self._thread.join(5)
-
-    def _main(self) -> None:
-        import asyncio
-
-        try:
-            asyncio.run(self._listen())
-        except (OSError, ImportError, RuntimeError) as error:
-            print(f"[attention-edit] no progress lines: {error}", file=sys.stderr, flush=True)
-        finally:
-            self._ready.set()
-
-    async def _listen(self) -> None:
-        import aiohttp
-
-        async with aiohttp.ClientSession() as session, session.ws_connect(self._address) as channel:
-            self._ready.set()
-            while not self._closed.is_set():
-                try:
-                    message = await channel.receive(timeout=0.25)
-                except TimeoutError:
-                    continue
-                if message.type in (
-                    aiohttp.WSMsgType.CLOSED,
-                    aiohttp.WSMsgType.CLOSING,
-                    aiohttp.WSMsgType.ERROR,
-                ):
-                    return
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    self._hand_on(json.loads(message.data))
-
-    def _hand_on(self, message: Mapping[str, Any]) -> None:
-        if message["type"] != "progress_state":
-            return
-        for node_id, state in message["data"]["nodes"].items():
-            if state["state"] == "running":
-                self._handler(node_id, int(state["value"]), int(state["max"]))

@@ -16,14 +16,14 @@ import json
 import os
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache_folder import cache_folder, locked
 from host_source import (
     PACK,
     PINNED,
@@ -66,18 +66,6 @@ class Environment:
     source: str
 
 
-def cache_folder(variables: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """The pack's folder in the user's cache (XDG, ~/Library/Caches or %LOCALAPPDATA%)."""
-    variables = os.environ if variables is None else variables
-    if platform == "win32":
-        base = variables.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "attention-edit"
-
-
 def read_pins(pack: Path = PACK) -> dict[str, list[str]]:
     """The optional-dependencies groups of pyproject.toml."""
     if sys.version_info < (3, 11):
@@ -94,51 +82,6 @@ def read_pins(pack: Path = PACK) -> dict[str, list[str]]:
 def has_host_modules() -> bool:
     """True when the running interpreter can import what ComfyUI requires."""
     return all(importlib.util.find_spec(name) is not None for name in HOST_MODULES)
-
-
-@contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Hold the cache folder's lock. The system frees it when the process ends, however it ends."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("a+b") as file:
-        waiting = False
-        while not _try_lock(file.fileno()):
-            if not waiting:
-                print(f"[attention-edit] another process prepares {cache}; waiting for it", flush=True)
-            waiting = True
-            time.sleep(0.5)
-        try:
-            yield
-        finally:
-            _unlock(file.fileno())
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(handle, 0, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _unlock(handle: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        os.lseek(handle, 0, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def venv_python(folder: Path) -> Path:
@@ -313,3 +256,18 @@ def base_directory(root: Path, pack: Path = PACK) -> Path:
             f"{link} is there already and is not this pack ({pack}); remove it or name another folder."
         )
     return root
+
+
+def run_in_environment(script: str | Path, arguments: Sequence[str] = (), extras: Sequence[str] = ()) -> int:
+    """Prepare, then run a script in the environment; returns its exit code, 2 when it could not be prepared.
+
+    The script finds ComfyUI's folder in the environment variable ATTENTION_EDIT_HOST.
+    """
+    try:
+        made = prepare(extras)
+    except PreparationError as error:
+        print(f"[attention-edit] {error}", file=sys.stderr)
+        return 2
+    variables = {**os.environ, "ATTENTION_EDIT_HOST": str(made.host)}
+    command = [str(made.python), str(script), *arguments]
+    return subprocess.run(command, env=variables, check=False).returncode

@@ -278,3 +278,18 @@ def test_base_directory(tmp_path: Path) -> None:
     assert {"input", "output", "models", "user"} <= {path.name for path in base.iterdir()}
     with pytest.raises(PreparationError, match="is not this pack"):
         base_directory(tmp_path / "base", make_pack(tmp_path / "other"))
+
+
+def test_run_in_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys; print(os.environ['ATTENTION_EDIT_HOST']); sys.exit(int(sys.argv[1]))")
+    made = environment.Environment(Path(sys.executable), tmp_path / "host", "")
+    monkeypatch.setattr(environment, "prepare", lambda extras: made)
+    assert environment.run_in_environment(script, ["5"]) == 5
+    assert capfd.readouterr().out.strip() == str(tmp_path / "host")
+    monkeypatch.undo()
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert environment.run_in_environment(script, ["5"]) == 2
+    assert "COMFYUI_PATH is" in capfd.readouterr().err
