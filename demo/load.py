@@ -15,11 +15,13 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.taesd.taesd
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 CONTEXT = 64
 """Width of the text states."""
@@ -67,10 +69,82 @@ class DemoModelError(RuntimeError):
     """The demo model's file cannot be used; the text says why and what to do."""
 
 
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class Autoencoder(nn.Module):
+    """Images (B, 3, H, W) in -1..1 to latents (B, 4, H/8, W/8) and back.
+
+    It has no normalisation, and looks no further than some fifty pixels: an edit changes nothing elsewhere.
+    """
+
+    def __init__(self, narrow: int = 48, wide: int = 96) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, narrow, 3, padding=1),
+            Residual(narrow),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * narrow, wide, 1),
+            Residual(wide),
+            nn.Conv2d(wide, 4, 3, padding=1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(4, wide, 3, padding=1),
+            Residual(wide),
+            Residual(wide),
+            nn.Conv2d(wide, 4 * narrow, 1),
+            nn.PixelShuffle(2),
+            Residual(narrow),
+            nn.SiLU(),
+            nn.Conv2d(narrow, 48, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The host's VAE interface; latents leave on the scale that SD's latent format takes away."""
+        return self.encoder(image) / LATENT_SCALE
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The host's VAE interface."""
+        return self.decoder(latent * LATENT_SCALE)
+
+
 class _DemoModel(comfy.supported_models.SD15):
     """Stable Diffusion 1.x for the host, with the demo model's heads instead of eight per block."""
 
     unet_extra_config: ClassVar[dict[str, Any]] = {}
+
+
+class _DemoVAE(comfy.sd.VAE):
+    """The host's VAE around the demo model's own autoencoder, which the host cannot tell from its weights."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        # Every entry that the host's VAE has comes from one of the same scale and interface. Full precision:
+        # it is tiny, and an edit is measured against it.
+        super().__init__(sd=comfy.taesd.taesd.TAESD().state_dict(), dtype=torch.float32)
+        self.first_stage_model = Autoencoder().eval().requires_grad_(False)
+        _check(path, "vae", tensors, self.first_stage_model.state_dict())
+        self.first_stage_model.load_state_dict(tensors)
+        # Its layers are plain ones, which the host cannot load in parts.
+        self.disable_offload = True
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=comfy.model_management.vae_offload_device(),
+        )
+        self.size = None
+        self.model_size()
 
 
 def read_parts(path: Path = FILE) -> dict[str, dict[str, Tensor]]:
@@ -170,9 +244,4 @@ def load_demo_model(
         DemoModelError: the file is missing, damaged, or something else than the demo model.
     """
     parts = read_parts(path)
-    if "taesd_decoder.1.weight" not in parts["vae"] or "vae_scale" not in parts["vae"]:
-        raise _foreign(path, "it has no autoencoder")
-    model, clip = _model(path, parts["unet"]), _clip(path, parts["text"])
-    vae = comfy.sd.VAE(sd=dict(parts["vae"]))
-    _check(path, "vae", parts["vae"], vae.first_stage_model.state_dict())
-    return model, clip, vae
+    return _model(path, parts["unet"]), _clip(path, parts["text"]), _DemoVAE(path, parts["vae"])

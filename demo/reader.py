@@ -23,8 +23,8 @@ SMALLEST = 0.01
 """Share of the image below which a spot is no object: a sixth of the world's smallest object."""
 DIFFERS = 20.0
 """Distance from the ground (Lab units, lightness at a quarter) at which a pixel can belong to an object.
-Light, shadow and texture stay below it, even on pink that is lit until it clips; the darkest edge of an object
-is more than 30 from any ground."""
+Light, shadow and texture stay below it, even on pink that is lit until it clips; the darkest edge of any
+object is more than 30 from any ground."""
 _LIGHTNESS = 0.25
 _GROUND_LIMIT = 22.0
 _CELLS = 56

@@ -115,16 +115,20 @@ def _object(scenes: Scenes, slot: int) -> Tensor:
     return world.masks(scenes)[:, slot : slot + 1]
 
 
+def join(first: Scenes, second: Scenes) -> Scenes:
+    """One batch of two."""
+    one, two = dict(first.__dict__), dict(second.__dict__)
+    textures = zip(one.pop("textures"), two.pop("textures"), strict=True)
+    fields = {k: torch.cat([v, two[k]]) for k, v in one.items()}
+    return Scenes(textures=tuple(torch.cat(pair) for pair in textures), **fields)
+
+
 def _sample(count: int, seed: int) -> Scenes:
     """Held-out scenes, the first half with one object and the second half with two."""
-    halves = [
+    return join(
         world.sample_scenes(count - count // 2, seed, objects=1, held_out=True),
         world.sample_scenes(count // 2, seed + 1, objects=2, held_out=True),
-    ]
-    first, second = (dict(half.__dict__) for half in halves)
-    textures = zip(first.pop("textures"), second.pop("textures"), strict=True)
-    fields = {k: torch.cat([v, second[k]]) for k, v in first.items()}
-    return Scenes(textures=tuple(torch.cat(pair) for pair in textures), **fields)
+    )
 
 
 def _another(old: Tensor, choices: int, rng: torch.Generator) -> Tensor:

@@ -118,7 +118,7 @@ def test_half_done_edits_fail() -> None:
     # Something else in its place, and a hole of another colour, are no removals.
     swapped = edit.scenes.with_object(0, (edit.scenes.shape[:, 0] + 1) % len(world.SHAPES))
     assert not any(edit.success(world.render(swapped)))
-    other = world.render(edit.edited.with_background((edit.edited.background + 1) % 6))
+    other = world.render(edit.edited.with_background((edit.edited.background + 1) % len(world.BACKGROUNDS)))
     assert not any(edit.success(torch.where(edit.mask > 0, other, edit.truth)))
 
 

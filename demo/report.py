@@ -1,0 +1,137 @@
+"""Results as Markdown tables, JSON and sheets of pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+GAP = 4
+TEXT_HEIGHT = 14
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    ruler = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(ruler), *(line(row) for row in rows)]) + "\n"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def drawing_table(drawn: Sequence[Mapping[str, float]]) -> str:
+    """How well the model draws, one row per guidance."""
+    header = ["guidance", "one object", "two objects", "background", "invented things"]
+    keys = ("one_object", "two_objects", "background", "invented")
+    return markdown(header, [[f"{d['guidance']:g}", *(_percent(d[key]) for key in keys)] for d in drawn])
+
+
+def bar_table(shares: Mapping[str, float], bars: Mapping[str, float]) -> str:
+    """What was reached beside what is wanted."""
+    rows = [
+        [name, _percent(shares[name]), _percent(bar), "yes" if shares[name] >= bar else "no"]
+        for name, bar in bars.items()
+    ]
+    return markdown(["model", "reached", "wanted", "good"], rows)
+
+
+def edit_table(edited: Sequence[Mapping[str, float | str]]) -> str:
+    """How well the methods did one task."""
+    header = [
+        str(edited[0]["task"]),
+        "edit success",
+        "background PSNR",
+        "PSNR to the truth",
+        "UNet rows",
+        "time",
+    ]
+    rows = [
+        [
+            str(e["method"]),
+            _percent(float(e["success"])),
+            f"{float(e['background_psnr']):.1f} dB",
+            f"{float(e['truth_psnr']):.1f} dB",
+            f"{float(e['rows']):g}",
+            f"{float(e['time_ratio']):.2f}x",
+        ]
+        for e in edited
+    ]
+    return markdown(header, rows)
+
+
+def save_json(path: Path, results: Mapping[str, object]) -> None:
+    """Write results; what is not a number becomes null, which JSON knows."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Mapping):
+            return {str(key): plain(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(entry) for entry in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    path.write_text(json.dumps(plain(results), indent=1) + "\n", "utf-8")
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """An image (3, H, W) in 0..1."""
+    values = image.detach().float().cpu().clamp(0, 1).movedim(0, -1).numpy()
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def save_sheet(path: Path, columns: Mapping[str, Tensor], labels: Sequence[str]) -> None:
+    """Write a PNG with one named column (B, 3, H, W) of images per entry, and a label over each row."""
+    first = next(iter(columns.values()))
+    height, width = first.shape[-2:]
+    row_height = height + GAP + TEXT_HEIGHT
+    size = (len(columns) * (width + GAP) + GAP, TEXT_HEIGHT + GAP + len(labels) * row_height)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, (name, images) in enumerate(columns.items()):
+        left = GAP + x * (width + GAP)
+        pen.text((left, 1), name, fill="black")
+        for y, image in enumerate(images):
+            sheet.paste(_picture(image), (left, TEXT_HEIGHT + GAP + y * row_height + TEXT_HEIGHT))
+    for y, label in enumerate(labels):
+        pen.text((GAP, TEXT_HEIGHT + GAP + y * row_height), label, fill="black")
+    sheet.save(path)
+
+
+def save_grid(path: Path, images: Tensor, labels: Sequence[str], across: int = 6) -> None:
+    """Write a PNG of images (B, 3, H, W) in rows, each with its label below."""
+    height, width = images.shape[-2:]
+    step_x, step_y = width + GAP, height + GAP + 3 * TEXT_HEIGHT
+    size = (across * step_x + GAP, math.ceil(len(images) / across) * step_y + GAP)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        left, top = GAP + i % across * step_x, GAP + i // across * step_y
+        sheet.paste(_picture(image), (left, top))
+        pen.multiline_text((left, top + height), _wrapped(label, width // 6), fill="black", spacing=1)
+    sheet.save(path)
+
+
+def _wrapped(text: str, most: int) -> str:
+    """Text in lines of at most some characters."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
