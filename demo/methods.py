@@ -43,8 +43,8 @@ class Setup:
 
     def text(self, prompts: list[str]) -> Conditioning:
         """The host's CONDITIONING for one prompt per image."""
-        encode, tokenize = self.clip.encode_from_tokens, self.clip.tokenize
-        states = {prompt: encode(tokenize(prompt)) for prompt in dict.fromkeys(prompts)}
+        clip: Any = self.clip  # its methods return one of several things, as asked
+        states = {prompt: clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in dict.fromkeys(prompts)}
         return [[torch.cat([states[prompt] for prompt in prompts]), {}]]
 
     def encode(self, images: Tensor) -> Tensor:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import scipy.ndimage
 import torch
 import world
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
+ndimage: Any = scipy.ndimage  # without types: the ones that can be inferred are wrong
 
 SMALLEST = 0.01
 """Share of the image below which a spot is no object: a sixth of the world's smallest object."""
