@@ -64,30 +64,36 @@ SD2 = Family("SD2.x", _layers(_SD1_BLOCKS))
 SDXL = Family("SDXL", _layers(_SDXL_BLOCKS))
 FAMILIES = (SD1, SD2, SDXL)
 
-# By exact class of the host's model configuration: subclasses such as SSD-1B have other depths.
-_BY_CONFIG = {
-    "SD15": SD1,
-    "SD15_instructpix2pix": SD1,
-    "SD20": SD2,
-    "SD21UnclipL": SD2,
-    "SD21UnclipH": SD2,
-    "SDXL": SDXL,
-    "SDXL_instructpix2pix": SDXL,
-}
+_BY_CONFIG = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}
+"""By class of the host's model configuration, or a class that it derives from."""
 
 
 def family_of(model: Any) -> Family:
     """The family of a host MODEL.
 
     Raises:
-        ValueError: the model has no block table here; the message names it and the families that have one.
+        ValueError: the model has no block table here, or other blocks than its family (SSD-1B, Vega); the message
+            names it and the families that have a table.
     """
-    config = type(model.model.model_config).__name__
-    family = _BY_CONFIG.get(config)
-    if family is None:
+    config = type(model.model.model_config)
+    family = next((_BY_CONFIG[c.__name__] for c in config.__mro__ if c.__name__ in _BY_CONFIG), None)
+    if family is None or _blocks_of(model) != [(la.block, la.depth) for la in family.layers]:
         known = ", ".join(f.name for f in FAMILIES)
         raise ValueError(
-            f"Attention Edit has no block table for this model ({config}); it knows {known}. "
+            f"Attention Edit has no block table for this model ({config.__name__}); it knows {known}. "
             "Connect a checkpoint of one of these families."
         )
     return family
+
+
+def _blocks_of(model: Any) -> list[tuple[tuple[str, int], int]]:
+    """The transformer blocks that a model's UNet really has, in call order."""
+    unet = model.get_model_object("diffusion_model")
+    parts = (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks))
+    return [
+        ((name, number), depth)
+        for name, blocks in parts
+        for number, block in enumerate(blocks)
+        for module in block
+        for depth in range(len(getattr(module, "transformer_blocks", ())))
+    ]

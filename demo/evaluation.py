@@ -95,7 +95,7 @@ def draw(setup: Setup, count: int, batch: int, folder: Path) -> Drawn:
     one = world.sample_scenes(count - count // 2, PROMPT_SEED, objects=1, held_out=True)
     two = world.sample_scenes(count // 2, PROMPT_SEED + 1, objects=2, held_out=True)
     scenes = tasks.join(one, two)
-    prompts = captions.full_captions(scenes)
+    prompts = world.full_captions(scenes)
     images = [
         methods.generate(replace(setup, seed=setup.seed + part.start), prompts[part], world.SIZE)
         for part in tqdm(list(_batches(count, batch)), desc=f"drawing at {setup.guidance:g}", leave=False)

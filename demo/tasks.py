@@ -14,7 +14,7 @@ import metrics
 import reader
 import torch
 import world
-from captions import UNSAID
+from world import UNSAID
 from torch import Tensor
 from world import NOTHING, Scenes
 
@@ -157,20 +157,20 @@ def _edit(name: str, scenes: Scenes, rng: torch.Generator) -> Scenes:
 def _local_prompts(name: str, edited: Scenes) -> list[str]:
     """What the edited region shall show."""
     if name in ("background", "remove"):
-        return [captions.caption([], ground) for ground in edited.background.tolist()]
+        return [world.caption([], ground) for ground in edited.background.tolist()]
     shapes, colours = edited.shape[:, SLOT].tolist(), edited.colour[:, SLOT].tolist()
     # Without a word on colour, the object has to keep the one that it has.
     said = [UNSAID if name == "retain" else colour for colour in colours]
-    return [captions.caption([thing]) for thing in zip(shapes, said, strict=True)]
+    return [world.caption([thing]) for thing in zip(shapes, said, strict=True)]
 
 
 def _full_prompts(name: str, edited: Scenes) -> list[str]:
     """The complete captions of the edited scenes; `retain` leaves the new object's colour unsaid here too."""
     if name != "retain":
-        return captions.full_captions(edited)
+        return world.full_captions(edited)
     colours = edited.colour.clone()
     colours[:, SLOT] = UNSAID
-    return captions.full_captions(replace(edited, colour=colours))
+    return world.full_captions(replace(edited, colour=colours))
 
 
 def make_task(name: str, count: int = COUNT) -> Task:
@@ -199,7 +199,7 @@ def make_task(name: str, count: int = COUNT) -> Task:
         edited=edited,
         source=source,
         truth=truth,
-        source_captions=captions.full_captions(scenes),
+        source_captions=world.full_captions(scenes),
         local_prompts=_local_prompts(name, edited),
         full_prompts=_full_prompts(name, edited),
         object_mask=before,

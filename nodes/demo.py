@@ -6,6 +6,9 @@ from comfy_api.latest import io
 
 from .sockets import CATEGORY
 
+FIRST_SCENE = 900_000_000
+"""Far from the seeds of training and of the tables in the README."""
+
 
 class DemoModelNode(io.ComfyNode):
     """The demo model."""
@@ -42,7 +45,7 @@ class DemoSceneNode(io.ComfyNode):
             node_id="AttnEditDemoScene",
             display_name="Demo Scene",
             category=f"{CATEGORY}/demo",
-            description="A rendered 256x256 picture to edit with the Demo Model, with the mask of one object. Replace "
+            description="A rendered 128x128 picture to edit with the Demo Model, with the mask of one object. Replace "
             "it by Load Image for your own photographs.",
             inputs=[
                 io.Int.Input("scene", default=1, min=0, max=100_000, tooltip="Which picture; every number is another."),
@@ -57,6 +60,8 @@ class DemoSceneNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, scene: int, objects: int) -> io.NodeOutput:
-        from ..demo.scene import demo_scene
+        from ..demo import world
 
-        return io.NodeOutput(*demo_scene(scene, objects))
+        scenes = world.sample_scenes(1, FIRST_SCENE + scene, objects=objects, held_out=True)
+        image = world.render(scenes).movedim(1, -1).contiguous()
+        return io.NodeOutput(image, world.masks(scenes)[:, 0], world.full_captions(scenes)[0])

@@ -1,0 +1,69 @@
+"""What tests of edits share: an inversion of a tiny model, masks, and a pinned run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tiny
+import torch
+from attention_edit.attention import engine
+from attention_edit.attention.edit_masks import EditMasks
+from attention_edit.inversion.record import Inversion
+from attention_edit.inversion.run import ddim_inversion
+from torch import Tensor
+
+PIXELS = tiny.SIZE * 8
+
+
+def invert(model: Any, kind: str = "SD1", batch: int = 1, steps: int = 4, offset: int = 0) -> Inversion:
+    """Invert random latents with the prompt of seed 5."""
+    with torch.inference_mode():
+        return ddim_inversion(model, {"samples": tiny.latent(1, batch)}, tiny.prompt(5, kind), steps, offset)
+
+
+def box(top: int = 32, left: int = 40, height: int = 48, width: int = 40) -> Tensor:
+    """A rectangle as a mask (1, H, W) bool."""
+    mask = torch.zeros(1, PIXELS, PIXELS, dtype=torch.bool)
+    mask[:, top : top + height, left : left + width] = True
+    return mask
+
+
+def masks(source: Tensor | None = None, target: Tensor | None = None, retain: bool = False) -> EditMasks:
+    """Edit masks, by default of a box."""
+    source = box() if source is None else source
+    target = source if target is None else target
+    return EditMasks(source=source, target=target, retain=retain, changed=source | target)
+
+
+def run_start(batch: int = 1) -> Tensor:
+    """A latent for a pinned run, which brings its own start."""
+    return torch.zeros(batch, 4, tiny.SIZE, tiny.SIZE)
+
+
+NONE = torch.zeros(1, PIXELS, PIXELS, dtype=torch.bool)
+ALL = ~NONE
+
+
+def run(  # noqa: PLR0913
+    model: Any,
+    inversion: Inversion,
+    *controls: Any,
+    kind: str = "SD1",
+    cfg: float = 7.5,
+    packed: bool = False,
+    positive: int = 2,
+    sampler: str = "euler",
+    seed: int = 0,
+    batch: int = 1,
+) -> Tensor:
+    """Run controls on the inversion's schedule; without controls this is the stock run from inverted noise."""
+    for control in controls:
+        model = engine.install(model, control, inversion, packed)
+    model = engine.pin(model, inversion, tuple(inversion.schedule))
+    start, stub = run_start(batch), torch.tensor([14.6, 0.0])
+    return tiny.sample(model, tiny.prompt(positive, kind), tiny.prompt(3, kind), start, stub, cfg, sampler, seed)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return float((a - b).abs().max() / b.abs().max())

@@ -1,0 +1,102 @@
+"""Inversions on disk."""
+
+from __future__ import annotations
+
+import json
+
+import folder_paths
+import pytest
+import tiny
+import torch
+from attention_edit.inversion import store
+from attention_edit.inversion.record import Inversion
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    return tmp_path / "inversions"
+
+
+def record(kind="SDXL", **options) -> Inversion:
+    states, extra = tiny.prompt(3, kind)[0]
+    return Inversion(
+        torch.randn(3, 1, 4, 8, 8), (0.03, 0.5, 2.0), 3, 0, "SDXL", "eps", [[states, {**extra, **options}]]
+    )
+
+
+def test_round_trip(folder):
+    saved = record(width=512, crop_w=0)
+    loaded = store.load(store.save(saved, "sub/photo").relative_to(folder).as_posix())
+    assert torch.equal(loaded.latents, saved.latents)
+    assert (loaded.sigmas, loaded.steps, loaded.offset) == (saved.sigmas, 3, 0)
+    assert (loaded.family, loaded.prediction) == ("SDXL", "eps")
+    states, options = loaded.conditioning[0]
+    assert torch.equal(states, saved.conditioning[0][0])
+    assert torch.equal(options["pooled_output"], saved.conditioning[0][1]["pooled_output"])
+    assert options["width"] == 512 and options["crop_w"] == 0
+
+
+def test_nothing_is_written_over_and_nothing_is_left(folder):
+    first, second = store.save(record(), "photo"), store.save(record(), "photo")
+    assert first != second and first.is_file() and second.is_file()
+    assert {p.suffix for p in folder.iterdir()} == {".safetensors"}
+    assert store.names() == ["photo_00001.safetensors", "photo_00002.safetensors"]
+
+
+@pytest.mark.parametrize("prefix", ["../photo", "/photo", "a/../../photo"])
+def test_saving_stays_in_the_folder(folder, prefix):
+    with pytest.raises(ValueError, match="leads out"):
+        store.save(record(), prefix)
+    assert not (folder.parent / "photo_00001.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors"])
+def test_loading_stays_in_the_folder(folder, name):
+    folder.mkdir()
+    (folder.parent / "secret.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="leads out"):
+        store.load(name)
+
+
+def test_a_missing_file_is_named_with_what_there_is(folder):
+    store.save(record(), "photo")
+    with pytest.raises(ValueError, match=r"other.*photo_00001"):
+        store.load("other.safetensors")
+
+
+def test_a_broken_file_is_refused(folder):
+    path = store.save(record(), "photo")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole inversion"):
+        store.load(path.name)
+
+
+def test_a_foreign_file_is_refused(folder):
+    folder.mkdir()
+    save_file({"weight": torch.zeros(2)}, folder / "lora.safetensors")
+    with pytest.raises(ValueError, match="not an inversion"):
+        store.load("lora.safetensors")
+
+
+def test_a_later_version_is_refused(folder):
+    folder.mkdir()
+    save_file({"latents": torch.zeros(1)}, folder / "new.safetensors", {"format": store.FORMAT, "version": "2"})
+    with pytest.raises(ValueError, match="Update the pack"):
+        store.load("new.safetensors")
+
+
+def test_a_file_that_contradicts_itself_is_refused(folder):
+    folder.mkdir()
+    fields = {"sigmas": [0.1], "steps": 1, "offset": 0, "family": "SD1.x", "prediction": "eps", "conditioning": []}
+    metadata = {"format": store.FORMAT, "version": store.VERSION, "inversion": json.dumps(fields)}
+    save_file({"latents": torch.zeros(3, 1, 4, 8, 8)}, folder / "odd.safetensors", metadata)
+    with pytest.raises(ValueError, match="3, 1, 4, 8, 8"):
+        store.load("odd.safetensors")
+
+
+def test_what_a_file_cannot_hold_is_refused(folder):
+    with pytest.raises(ValueError, match="control"):
+        store.save(record(control=object()), "photo")
+    assert not list(folder.glob("*")) if folder.exists() else True
