@@ -1,0 +1,40 @@
+"""`python demo/scores.py SCENES FOLDER`: the scores that `python demo` prints, by demo/evaluation.py.
+
+All methods that it knows, but of image-to-image only the strengths that people use.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import host_process
+
+STRENGTHS = (0.5, 0.75)
+
+
+def _two_per_step(steps: int) -> float:
+    return 2 * steps
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluate on a few scenes; returns the exit code."""
+    # These need the host, which is importable only when host_process calls this.
+    import evaluation
+    import methods
+    import pack_methods
+
+    scenes, folder = arguments
+    pack_methods.register()
+    chosen = [name for name in methods.METHODS if not name.startswith("img2img")]
+    for strength in STRENGTHS:
+        name = f"img2img {strength:g}"
+        run = partial(methods.image_to_image, strength=strength)
+        methods.METHODS.setdefault(name, methods.Method(name, run, _two_per_step))
+        chosen.append(name)
+    options = ["--edits", "--count", scenes, "--batch", scenes, "--output", folder]
+    return evaluation.main([*options, "--methods", *chosen])
+
+
+if __name__ == "__main__":
+    sys.exit(host_process.run(__file__, "scores"))

@@ -1,0 +1,60 @@
+"""Sheets, thumbnails and the README's picture from the images of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 12
+LINE = 24
+LEAST = 256
+"""Smaller pictures are shown at this size."""
+
+
+def enlarge(picture: Image.Image, side: int = LEAST) -> Image.Image:
+    """The picture, its longest side brought to `side` pixels when it is smaller."""
+    scale = side / max(picture.size)
+    if scale <= 1:
+        return picture.convert("RGB")
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def sheet(columns: Mapping[str, Image.Image], title: str) -> Image.Image:
+    """Named pictures side by side under a title."""
+    shown = {name: enlarge(picture) for name, picture in columns.items()}
+    width = sum(p.width for p in shown.values()) + GAP * (len(shown) + 1)
+    height = max(p.height for p in shown.values()) + 2 * LINE + 2 * GAP
+    made = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(made), ImageFont.load_default(16)
+    pen.text((GAP, GAP // 2), title, fill="black", font=font)
+    left = GAP
+    for name, picture in shown.items():
+        pen.text((left, GAP // 2 + LINE), name, fill="#555555", font=font)
+        made.paste(picture, (left, GAP // 2 + 2 * LINE))
+        left += picture.width + GAP
+    return made
+
+
+def thumbnail(before: Image.Image, after: Image.Image, side: int = 256) -> Image.Image:
+    """Before and after as one picture of 2:1, for the template browser."""
+    made = Image.new("RGB", (2 * side, side), "white")
+    for place, picture in enumerate((before, after)):
+        small = picture.convert("RGB").resize((side - place, side), Image.Resampling.LANCZOS)
+        made.paste(small, (place * (side + 1), 0))
+    return made
+
+
+def strip(pairs: Sequence[tuple[str, Image.Image, Image.Image]], side: int = 192) -> Image.Image:
+    """Labelled before/after pairs: befores in the first row, afters in the second."""
+    width = len(pairs) * (side + GAP) + GAP
+    made = Image.new("RGB", (width, 2 * (side + GAP) + LINE + GAP), "white")
+    pen, font = ImageDraw.Draw(made), ImageFont.load_default(15)
+    for place, (label, *pictures) in enumerate(pairs):
+        left = GAP + place * (side + GAP)
+        pen.text((left, GAP // 2), label, fill="black", font=font)
+        for row, picture in enumerate(pictures):
+            small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            made.paste(small, (left, LINE + GAP // 2 + row * (side + GAP)))
+    return made
