@@ -21,6 +21,8 @@ from .run import Run
 
 NULL = "cpam null text"
 KEY_MASKS = ("target", "source", "union")
+RETAIN_LAYER = {"SD1.x": 7, "SD2.x": 7, "SDXL": 54}
+"""First layer that keeps an object's look, by family, as the official code sets it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class CPAM(Control):
     Attributes:
         masks: M_s, M_t and whether the object keeps its look.
         retain_start: share of the steps after which the object is retained (T = 3 of 50).
-        retain_layer: first layer in which it is (7 in the official code, "l > 8" in the paper; SDXL 54).
+        retain_layer: first layer in which it is; None is the official code's 7 (the paper: l > 8), for SDXL 54.
         key_mask: source keys that a retained object reads: "target" (the official code), "source" or "union".
         normal_share: share of (step, layer) pairs with normal self-attention (the paper's 10 %).
         localized: whether localized extraction acts.
@@ -40,7 +42,7 @@ class CPAM(Control):
 
     masks: EditMasks
     retain_start: float = 0.06
-    retain_layer: int = 7
+    retain_layer: int | None = None
     key_mask: str = "target"
     normal_share: float = 0.1
     localized: bool = True
@@ -97,7 +99,8 @@ class CPAM(Control):
 
     def _retains(self, call: AttentionCall) -> bool:
         started = call.run.step >= round(self.retain_start * call.run.steps)
-        return self.masks.retain and started and call.layer.index >= self.retain_layer
+        first = RETAIN_LAYER[call.run.family.name] if self.retain_layer is None else self.retain_layer
+        return self.masks.retain and started and call.layer.index >= first
 
     def _foreground_keys(self, call: AttentionCall) -> Tensor:
         """Source keys (M, h, w) that a retained object reads (Eq 2: those in M_t)."""
@@ -119,7 +122,7 @@ class CPAM(Control):
         return torch.where((inside | ~rows[:, None])[..., None], call.own(), elsewhere)
 
 
-def _compose(  # noqa: PLR0913
+def _compose(
     call: AttentionCall, rows: slice, inside: Tensor, background: Tensor, foreground: Tensor, retained: bool
 ) -> Tensor:
     """Eqs 1-3 for rows that share masks: queries inside (N,) and outside the target, keys by mask (N,).

@@ -92,7 +92,7 @@ def _run_of(options: dict[str, Any]) -> Run | None:
     return run if isinstance(run, Run) else None
 
 
-def _outer_sample(  # noqa: PLR0913 (the host's signature)
+def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     executor: Any,
     noise: Tensor,
     latent_image: Tensor,
@@ -144,7 +144,7 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
                 f"The sampler's latent is {latent.shape[-1]}x{latent.shape[-2]}, but the inverted image's is "
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
-    run = Run(plan, family, seed or 0, sigmas, tuple(latent.shape[-2:]), guider)
+    run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
     for control in plan.controls:
         control.prepare(run)
     _log_plan(run, latent.shape[0])
@@ -165,7 +165,13 @@ def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
 def _log_plan(run: Run, batch: int) -> None:
     source, target = planned_evaluations(run, batch)
     names = " + ".join(control.name for control in run.controls) or "no edits"
-    log.info("Attention Edit plans %d UNet evaluations (%d source, %d target): %s", source + target, source, target, names)
+    log.info(
+        "Attention Edit plans %d UNet evaluations (%d source, %d target): %s",
+        source + target,
+        source,
+        target,
+        names,
+    )
 
 
 def _pinned(
@@ -214,7 +220,10 @@ def _check_acted(run: Run) -> None:
     expected = {
         (kind, layer.index)
         for control in run.controls
-        for kind, layers in (("self", control.self_layers(run.family)), ("cross", control.cross_layers(run.family)))
+        for kind, layers in (
+            ("self", control.self_layers(run.family)),
+            ("cross", control.cross_layers(run.family)),
+        )
         for layer in layers
     }
     missing = expected - run.sites_called
@@ -229,7 +238,11 @@ def _check_acted(run: Run) -> None:
 
 
 def _predict_noise(
-    executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    executor: Any,
+    x: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any] | None = None,
+    seed: int | None = None,
 ) -> Tensor:
     """Wrap one prediction: the source first, then the target with the controls on."""
     model_options = model_options or {}
@@ -264,10 +277,15 @@ def _prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict
     alone = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
 
     def capture() -> None:
+        # In second place, where packs that tell conditional from unconditional by index leave it alone.
+        conds: list[Any] = [None, _text_only(guider.conds[KEY])]
         with run.during(Phase.CAPTURE):
-            # In second place, where packs that tell conditional from unconditional by index leave it alone.
             comfy.samplers.calc_cond_batch(
-                guider.inner_model, [None, _text_only(guider.conds[KEY])], x, timestep[:1].expand(len(x)), alone
+                guider.inner_model,
+                conds,
+                x,
+                timestep[:1].expand(len(x)),
+                alone,
             )
 
     if run.plan.packed:
@@ -292,7 +310,7 @@ def _calc_cond_batch(
     return executor(model, [source, *conds], x_in, timestep, model_options)[1:]
 
 
-def _apply_model(  # noqa: PLR0913 (the host's signature)
+def _apply_model(
     executor: Any,
     x: Tensor,
     t: Tensor,

@@ -10,11 +10,10 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from .control import AttentionCall, Control, Features
+from .control import AttentionCall, Features
 from .families import Layer
 from .plan import KEY
 from .run import Call, Phase, Run
-
 
 UNCONDITIONAL = ("negative", "empty_negative_prompt")
 """The host's guiders' names of conditionings that stand for the absence of the prompt."""
@@ -50,7 +49,13 @@ class SiteHook:
         return replace(self, added=list(self.added))
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], mask: Tensor | None = None, **_: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extra_options: dict[str, Any],
+        mask: Tensor | None = None,
+        **_: Any,
     ) -> Tensor:
         """The host's replace patch: q (R, N, C), k and v (R, L, C) to (R, N, C)."""
         out = self._attention(q, k, v, extra_options, mask)
@@ -118,9 +123,7 @@ class SiteHook:
         out[target_rows] = self._controlled(call, q[target_rows], k[target_rows], v[target_rows], options, own)
         return out
 
-    def _before(
-        self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None
-    ) -> Tensor:
+    def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None) -> Tensor:
         if self.previous is not None:
             return self.previous(q, k, v, options)
         return host_attention(q, k, v, options, mask)
@@ -182,9 +185,7 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mas
     )
 
 
-def _split_extra(
-    run: Run, layer: Layer, k: Tensor, v: Tensor, tokens: int
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _split_extra(run: Run, layer: Layer, k: Tensor, v: Tensor, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Keys and values of the contexts that `append_contexts` put behind the rows' own."""
     parts, at = {}, tokens
     for name, context in _contexts(run, layer).items():
@@ -232,5 +233,3 @@ def append_contexts(
         rows = states.to(context).expand(call.batch, -1, -1).repeat(len(call.roles), 1, 1)
         extra.append(rows)
     return n, torch.cat([context, *extra], dim=1), torch.cat([value, *extra], dim=1)
-
-

@@ -19,5 +19,7 @@ def schedule_from(inversion: Inversion, denoise: float) -> tuple[float, ...]:
     schedule = inversion.schedule
     left = round((len(schedule) - 1) * denoise)
     if left == 0:
-        raise ValueError(f"With denoise {denoise:g} none of the inversion's {len(schedule) - 1} steps is left; raise it.")
+        raise ValueError(
+            f"With denoise {denoise:g} none of the inversion's {len(schedule) - 1} steps is left; raise it."
+        )
     return tuple(schedule[-left - 1 :])

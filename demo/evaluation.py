@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import captions
 import load
 import methods
 import metrics
+import pack_methods
 import reader
 import report
 import tasks
@@ -102,9 +102,7 @@ def draw(setup: Setup, count: int, batch: int, folder: Path) -> Drawn:
     ]
     drawings = torch.cat(images)
     shown = [*range(min(12, len(one))), *range(len(one), min(len(one) + 12, count))]
-    report.save_grid(
-        folder / f"drawings {setup.guidance:g}.png", drawings[shown], [prompts[i] for i in shown]
-    )
+    report.save_grid(folder / f"drawings {setup.guidance:g}.png", drawings[shown], [prompts[i] for i in shown])
     return judge_drawings(setup.guidance, scenes, drawings)
 
 
@@ -129,9 +127,7 @@ def plain_seconds(setup: Setup, task: Task, batch: int) -> float:
     return (time.perf_counter() - start) / len(prompts)
 
 
-def evaluate_task(
-    setup: Setup, task: Task, chosen: Sequence[Method], batch: int, folder: Path
-) -> list[Edited]:
+def evaluate_task(setup: Setup, task: Task, chosen: Sequence[Method], batch: int, folder: Path) -> list[Edited]:
     """Run methods on a task, measure them, and save a sheet with their first images."""
     plain = plain_seconds(setup, task, batch)
     results, columns = [], {"before": task.source, "truth": task.truth}
@@ -160,9 +156,7 @@ def evaluate_task(
 def model_bar(setup: Setup, options: argparse.Namespace) -> tuple[float, dict[str, object]]:
     """Measure the model itself. Returns the best guidance and what was measured."""
     guidances = GUIDANCES if options.guidance is None else (options.guidance,)
-    drawn = [
-        draw(replace(setup, guidance=g), options.prompts, options.batch, options.output) for g in guidances
-    ]
+    drawn = [draw(replace(setup, guidance=g), options.prompts, options.batch, options.output) for g in guidances]
     best = max(drawn, key=lambda d: d.one_object + d.two_objects + d.background)
     task = tasks.make_task("recolour", options.count)
     at_best = replace(setup, guidance=best.guidance)
@@ -213,6 +207,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 @torch.inference_mode()
 def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
+    pack_methods.register()
     options = _options(arguments)
     everything = not (options.model_bar or options.edits)
     logging.getLogger().setLevel(logging.WARNING)

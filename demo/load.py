@@ -195,9 +195,7 @@ def _check(path: Path, part: str, have: dict[str, Tensor], want: dict[str, Tenso
         raise _foreign(path, f"of its {part}, {len(missing)} tensors are missing and {len(extra)} unknown")
     for name, tensor in have.items():
         if tensor.shape != want[name].shape:
-            raise _foreign(
-                path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name].shape)}"
-            )
+            raise _foreign(path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name].shape)}")
 
 
 def _model(path: Path, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import captions
 import metrics
 import reader
 import torch
 import world
-from world import UNSAID
 from torch import Tensor
-from world import NOTHING, Scenes
+from world import NOTHING, UNSAID, Scenes
 
 NAMES = ("recolour", "replace", "retain", "background", "remove")
 COUNT = 64

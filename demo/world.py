@@ -166,8 +166,7 @@ def sample_scenes(
         radius=radius,
         angle=(torch.rand(n, 2, generator=rng) - 0.5) * 0.5,
         shade=(torch.rand(n, 2, 3, generator=rng) - 0.5) * 0.08,
-        stripes=stripes * torch.tensor([3.0, math.pi, 2 * math.pi, 0.2])
-        + torch.tensor([3.0, 0.0, 0.0, 0.0]),
+        stripes=stripes * torch.tensor([3.0, math.pi, 2 * math.pi, 0.2]) + torch.tensor([3.0, 0.0, 0.0, 0.0]),
         background=background,
         tint=(torch.rand(n, 3, generator=rng) - 0.5) * 0.06,
         light=torch.rand(n, 3, generator=rng) * torch.tensor([0.3, 0.3, 0.25]) - torch.tensor([0.15, 0.15, 0.0]),

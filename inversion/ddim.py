@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def invert(predict: Predict, image: Tensor, sigmas: Sequence[float], kind: str) 
         len(sigmas) latents (B, C, h, w).
     """
     trajectory = [image]
-    for low, high in zip(sigmas, sigmas[1:], strict=False):
+    for low, high in pairwise(sigmas):
         z = trajectory[-1]
         eps = to_eps(predict(z, high), z, alpha_of(low), kind)
         trajectory.append(ddim_step(z, eps, alpha_of(low), alpha_of(high)))

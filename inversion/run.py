@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import comfy.model_management
@@ -50,7 +51,7 @@ class _Walker(comfy.samplers.Sampler):
         self.walk, self.kind, self.levels = walk, kind, levels_up
         self.visited: list[Tensor] = []
 
-    def sample(  # noqa: PLR0913 (the host's signature)
+    def sample(
         self,
         model_wrap: Any,
         sigmas: Tensor,
@@ -84,7 +85,7 @@ class _Walker(comfy.samplers.Sampler):
         return self.visited[-1]
 
 
-def _run_walk(  # noqa: PLR0913
+def _run_walk(
     model: Any, walk: Walk, start: Tensor, sigmas: list[float], positive: Any, negative: Any, guidance: float
 ) -> list[Tensor]:
     """Walk with the model under a guider; start (B, C, h, w) as a LATENT socket carries it."""
@@ -193,7 +194,7 @@ def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Con
 
     def walk(predict: Predict, z: Tensor) -> list[Tensor]:
         visited = [z]
-        for high, low in zip(sigmas, sigmas[1:], strict=False):
+        for high, low in pairwise(sigmas):
             eps = to_eps(predict(visited[-1], high), visited[-1], alpha_of(high), kind)
             visited.append(ddim_step(visited[-1], eps, alpha_of(high), alpha_of(low)))
         return [v.float().cpu() for v in visited]

@@ -76,7 +76,13 @@ class CPAMNode(io.ComfyNode):
             category=f"{CATEGORY}/methods",
             description="Context-Preserving Adaptive Manipulation: edits what the masks select and keeps the rest, by "
             "letting kept pixels attend to the source image and hiding the prompt from them. No caption needed.",
-            search_aliases=["cpam", "preservation adaptation", "localized extraction", "object removal", "recolor"],
+            search_aliases=[
+                "cpam",
+                "preservation adaptation",
+                "localized extraction",
+                "object removal",
+                "recolor",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),
@@ -108,10 +114,11 @@ class CPAMNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "retain_layer",
-                    default=7,
-                    min=0,
+                    default=-1,
+                    min=-1,
                     max=69,
-                    tooltip="First layer that keeps the object's look: 7 of 16 for SD1.x and SD2.x, 54 of 70 for SDXL.",
+                    tooltip="First layer that keeps the object's look; -1 takes the paper's: 7 of 16 for SD1.x and "
+                    "SD2.x, 54 of 70 for SDXL.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -151,7 +158,7 @@ class CPAMNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # noqa: PLR0913
+    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
         cls,
         model: Any,
         inversion: Any,
@@ -165,7 +172,8 @@ class CPAMNode(io.ComfyNode):
         end: float,
         one_call: bool,
     ) -> io.NodeOutput:
-        control = CPAM(masks, retain_start, retain_layer, key_mask, normal_share, localized, mask_resize, end)
+        layer = None if retain_layer < 0 else retain_layer
+        control = CPAM(masks, retain_start, layer, key_mask, normal_share, localized, mask_resize, end)
         return io.NodeOutput(engine.install(model, control, inversion, packed=one_call))
 
 

@@ -24,7 +24,13 @@ class InvertNode(io.ComfyNode):
             category=f"{CATEGORY}/inversion",
             description="Finds the noise from which the model would have drawn your photograph, and every latent on "
             "the way. Needed once per image: all edit nodes take its output, whatever the edit's prompt is.",
-            search_aliases=["invert image", "unsampler", "direct inversion", "ddim inverse", "cpam inversion"],
+            search_aliases=[
+                "invert image",
+                "unsampler",
+                "direct inversion",
+                "ddim inverse",
+                "cpam inversion",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model without edits (LoRAs are fine)."),
                 io.Latent.Input("latent", tooltip="The photograph, from VAE Encode. A batch is inverted at once."),
@@ -49,7 +55,9 @@ class InvertNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                InversionSocket.Output(display_name="inversion", tooltip="The image's whole trajectory, for edit nodes.")
+                InversionSocket.Output(
+                    display_name="inversion", tooltip="The image's whole trajectory, for edit nodes."
+                )
             ],
         )
 
@@ -76,7 +84,12 @@ class ReconstructNode(io.ComfyNode):
                 inversion_input(),
                 io.Vae.Input("vae", tooltip="The VAE that encoded the image."),
                 io.Float.Input(
-                    "guidance", default=1.0, min=1.0, max=30.0, step=0.5, tooltip="Guidance scale of the check."
+                    "guidance",
+                    default=1.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Guidance scale of the check.",
                 ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Negative prompt, needed when guidance is not 1."
@@ -132,7 +145,9 @@ class LoadInversionNode(io.ComfyNode):
             description="Loads what Save Inversion has written. Use the model that it was made with.",
             inputs=[
                 io.Combo.Input(
-                    "file", options=store.names(), tooltip="A file of output/inversions; press R to see new ones."
+                    "file",
+                    options=store.names(),
+                    tooltip="A file of output/inversions; press R to see new ones.",
                 )
             ],
             outputs=[InversionSocket.Output(display_name="inversion", tooltip="The saved trajectory.")],

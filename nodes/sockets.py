@@ -19,7 +19,9 @@ def model_input() -> io.Input:
 
 def model_output() -> io.Output:
     """The MODEL with the edit on it."""
-    return io.Model.Output(display_name="model", tooltip="The same model with this edit; connect further edits or Edit Setup.")
+    return io.Model.Output(
+        display_name="model", tooltip="The same model with this edit; connect further edits or Edit Setup."
+    )
 
 
 def inversion_input() -> io.Input:

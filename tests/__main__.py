@@ -37,19 +37,13 @@ def _type_check_config(environment: Environment, folder: Path) -> Path:
     return config
 
 
-def _step(
-    name: str, command: Sequence[object], variables: Mapping[str, str], results: dict[str, int]
-) -> None:
+def _step(name: str, command: Sequence[object], variables: Mapping[str, str], results: dict[str, int]) -> None:
     print(f"\n=== {name} ===", flush=True)
-    results[name] = subprocess.run(
-        [str(part) for part in command], cwd=PACK, env=variables, check=False
-    ).returncode
+    results[name] = subprocess.run([str(part) for part in command], cwd=PACK, env=variables, check=False).returncode
 
 
 def _report(results: Mapping[str, int]) -> None:
-    words = [
-        f"{name}: {'ok' if code == 0 else f'FAILED (exit code {code})'}" for name, code in results.items()
-    ]
+    words = [f"{name}: {'ok' if code == 0 else f'FAILED (exit code {code})'}" for name, code in results.items()]
     print("\n=== " + "; ".join(words) + " ===", flush=True)
 
 

@@ -93,9 +93,7 @@ def browser() -> Iterator[Browser]:
 
     program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
     if not Path(program).is_file():
-        pytest.fail(
-            f"There is no Chromium at {program}: install it, or set CHROMIUM to its path.", pytrace=False
-        )
+        pytest.fail(f"There is no Chromium at {program}: install it, or set CHROMIUM to its path.", pytrace=False)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=program, headless=True, args=CHROMIUM_FLAGS)
         yield opened

@@ -38,7 +38,9 @@ def random(*shape, seed):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def make_call(control, layer=9, step=10, seed=0, chunks=2, batch=1, extra=None, tokens=None, side=SIDE):
+def make_call(  # noqa: PLR0913, PLR0917
+    control, layer=9, step=10, seed=0, chunks=2, batch=1, extra=None, tokens=None, side=SIDE
+):
     """One attention with random features in float64, at a step of a 50-step run."""
     sigmas = [float(s) for s in range(50, 0, -1)]
     run = Run(Plan((control,)), SD1, seed, [*sigmas, 0.0], (SIDE, SIDE), SimpleNamespace(conds={}))

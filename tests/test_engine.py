@@ -150,9 +150,7 @@ def test_a_batch_that_does_not_fit_is_an_error(model):
     inversion = edits.invert(model, batch=2)
     patched = engine.install(model, SourceLook(), inversion)
     with pytest.raises(ValueError, match=r"2 image\(s\).*batch of 3"):
-        tiny.sample(
-            patched, tiny.prompt(2), tiny.prompt(3), tiny.latent(1, 3), torch.tensor(inversion.schedule)
-        )
+        tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), tiny.latent(1, 3), torch.tensor(inversion.schedule))
 
 
 def test_an_empty_window_is_the_stock_sampler_bit_for_bit(model, inversion):

@@ -280,9 +280,7 @@ def test_base_directory(tmp_path: Path) -> None:
         base_directory(tmp_path / "base", make_pack(tmp_path / "other"))
 
 
-def test_run_in_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_run_in_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text("import os, sys; print(os.environ['ATTENTION_EDIT_HOST']); sys.exit(int(sys.argv[1]))")
     made = environment.Environment(Path(sys.executable), tmp_path / "host", "")

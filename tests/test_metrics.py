@@ -15,9 +15,7 @@ def test_equal_images_are_infinitely_near() -> None:
     assert metrics.mean_psnr(image, image) == 60.0
 
 
-@pytest.mark.parametrize(
-    ("difference", "decibel"), [(1.0, 0.0), (0.1, 20.0), (0.01, 40.0), (1 / 255, 48.1308)]
-)
+@pytest.mark.parametrize(("difference", "decibel"), [(1.0, 0.0), (0.1, 20.0), (0.01, 40.0), (1 / 255, 48.1308)])
 def test_known_values(difference: float, decibel: float) -> None:
     reference = torch.zeros(2, 3, 5, 7, dtype=torch.float64)
     values = metrics.psnr(reference + difference, reference)

@@ -41,9 +41,7 @@ def test_starts_without_errors(server: Server) -> None:
     """Nothing in the log up to the server's start is an error; other tests provoke some later."""
     log = server.log_text().split("To see the GUI go to")[0]
     assert "custom_nodes/attention-edit" in log.replace("\\", "/")
-    assert [
-        line for line in log.splitlines() if re.search(r"\b(error|exception|traceback|failed)\b", line, re.I)
-    ] == []
+    assert [line for line in log.splitlines() if re.search(r"\b(error|exception|traceback|failed)\b", line, re.I)] == []
 
 
 def test_nodes_are_listed(server: Server) -> None:
@@ -56,9 +54,7 @@ def test_every_input_and_output_has_a_tooltip(server: Server) -> None:
     missing: list[str] = []
     for name, info in pack_nodes(server).items():
         inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        missing += [
-            f"{name}.{key}" for key, spec in inputs.items() if not spec[1:] or not spec[1].get("tooltip")
-        ]
+        missing += [f"{name}.{key}" for key, spec in inputs.items() if not spec[1:] or not spec[1].get("tooltip")]
         tips = info.get("output_tooltips") or [None] * len(info["output"])
         missing += [f"{name} output {i}" for i, tip in enumerate(tips) if not tip]
         missing += [] if info["description"] else [f"{name} description"]

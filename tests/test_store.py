@@ -89,7 +89,14 @@ def test_a_later_version_is_refused(folder):
 
 def test_a_file_that_contradicts_itself_is_refused(folder):
     folder.mkdir()
-    fields = {"sigmas": [0.1], "steps": 1, "offset": 0, "family": "SD1.x", "prediction": "eps", "conditioning": []}
+    fields = {
+        "sigmas": [0.1],
+        "steps": 1,
+        "offset": 0,
+        "family": "SD1.x",
+        "prediction": "eps",
+        "conditioning": [],
+    }
     metadata = {"format": store.FORMAT, "version": store.VERSION, "inversion": json.dumps(fields)}
     save_file({"latents": torch.zeros(3, 1, 4, 8, 8)}, folder / "odd.safetensors", metadata)
     with pytest.raises(ValueError, match="3, 1, 4, 8, 8"):

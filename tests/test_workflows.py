@@ -37,9 +37,7 @@ class FrontEnd:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.problems: list[str] = []
-        page.on(
-            "console", lambda message: self._note(message.type, message.text, message.location.get("url", ""))
-        )
+        page.on("console", lambda message: self._note(message.type, message.text, message.location.get("url", "")))
         page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
 
     def _note(self, kind: str, text: str, url: str) -> None:
@@ -87,9 +85,7 @@ def test_has_a_thumbnail(path: Path) -> None:
 @every_workflow
 def test_has_a_note(path: Path) -> None:
     notes = [node for node in read_workflow(path)["nodes"] if node["type"] in ("Note", "MarkdownNote")]
-    assert any(str(node["widgets_values"][0]).strip() for node in notes), (
-        "no note says what the workflow does"
-    )
+    assert any(str(node["widgets_values"][0]).strip() for node in notes), "no note says what the workflow does"
 
 
 @every_workflow
@@ -113,9 +109,7 @@ def _all_cases() -> dict[str, Any]:
     """What the conversion has to mind: reroute, primitive, bypassed and muted nodes, seeds, notes."""
     image = {"name": "IMAGE", "type": "IMAGE"}
 
-    def node(
-        number: int, kind: str, inputs: list[Any], outputs: list[Any], values: list[Any], mode: int = 0
-    ) -> Any:
+    def node(number: int, kind: str, inputs: list[Any], outputs: list[Any], values: list[Any], mode: int = 0) -> Any:
         place = {"pos": [number * 50, 0], "size": [200, 100], "flags": {}, "order": number, "properties": {}}
         return {
             "id": number,

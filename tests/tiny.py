@@ -87,7 +87,7 @@ def latent(seed: int, batch: int = 1, height: int = SIZE, width: int = SIZE) -> 
     return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(seed)) * 4
 
 
-def sample(  # noqa: PLR0913
+def sample(
     model: Any,
     positive: list[Any],
     negative: list[Any],

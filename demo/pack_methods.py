@@ -1,0 +1,108 @@
+"""The pack's own methods, as `demo/evaluate.py` measures them beside the host's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.sample
+import torch
+from methods import METHODS, Method, Setup
+from pack import pack_module
+from tasks import Task
+from torch import Tensor
+
+engine = pack_module("attention.engine")
+cpam_control = pack_module("attention.cpam").CPAM
+exact_background = pack_module("attention.background").ExactBackground
+edit_masks = pack_module("attention.edit_masks")
+ddim_inversion = pack_module("inversion.run").ddim_inversion
+TASKS = edit_masks.TASKS
+
+_TASK = {
+    "recolour": TASKS[0],
+    "replace": TASKS[0],
+    "retain": TASKS[1],
+    "background": TASKS[2],
+    "remove": TASKS[3],
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a CPAM edit; the defaults are the nodes'."""
+
+    dilation: float = 0.1
+    localized: bool = True
+    normal_share: float = 0.1
+    resize_rule: str = "nearest"
+    end: float = 1.0
+    retain_start: float = 0.06
+    retain_layer: int | None = None
+    key_mask: str = "target"
+    exact: bool = False
+    exact_start: float = 0.0
+    full_prompt: bool = False
+    guidance: float | None = None
+
+
+def masks_of(task: Task, recipe: Recipe) -> Any:
+    """The task's masks as the Edit Masks node makes them."""
+    mask = 1 - task.mask if task.name == "background" else task.mask
+    return edit_masks.edit_masks(mask[:, 0], _TASK[task.name], recipe.dilation)
+
+
+def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
+    """Invert the sources with the empty prompt and edit them, as the shipped workflows do."""
+    latents = setup.encode(task.source)
+    inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([""]), setup.steps, 0)
+    masks = masks_of(task, recipe)
+    control = cpam_control(
+        masks,
+        retain_start=recipe.retain_start,
+        retain_layer=recipe.retain_layer,
+        key_mask=recipe.key_mask,
+        normal_share=recipe.normal_share,
+        localized=recipe.localized,
+        resize_rule=recipe.resize_rule,
+        end=recipe.end,
+    )
+    model = engine.install(setup.model, control, inversion)
+    if recipe.exact:
+        model = engine.install(model, exact_background(masks.changed, recipe.exact_start), inversion)
+    model = engine.pin(model, inversion, tuple(inversion.schedule))
+    prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
+    edited = comfy.sample.sample(
+        model,
+        torch.zeros_like(latents),
+        setup.steps,
+        setup.guidance if recipe.guidance is None else recipe.guidance,
+        setup.sampler,
+        setup.scheduler,
+        setup.text(prompts),
+        setup.text([""]),
+        torch.zeros_like(latents),
+        disable_pbar=True,
+        seed=setup.seed,
+    )
+    return setup.decode(edited)
+
+
+def _rows(steps: int) -> float:
+    # Inversion, source branch and both halves of guidance; the step from timestep 0 to 0 is left out.
+    return 4 * (steps - 1)
+
+
+def method(name: str, recipe: Recipe) -> Method:
+    """A recipe as a method of the tables."""
+    return Method(name, lambda setup, task: cpam(setup, task, recipe), _rows)
+
+
+def register() -> None:
+    """Add the pack's methods to the table."""
+    paper = Recipe()
+    for entry in (
+        method("CPAM", paper),
+        method("CPAM, exact background", replace(paper, exact=True)),
+    ):
+        METHODS[entry.name] = entry

@@ -1,0 +1,247 @@
+"""How the demo model is trained: `python demo/train.py`.
+
+The autoencoder first, then UNet and text encoder together on the latents of rendered scenes. Progress is
+saved and the same command goes on where it stopped. Uses a GPU when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import captions
+import load
+import network
+import torch
+import torch.nn.functional as F
+import world
+from comfy.clip_model import CLIPTextModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+SEED = 20_24
+HERE = Path(__file__).parent
+STATE = HERE / ".training"
+
+
+class Clock:
+    """How long this call may still run."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def over(self) -> bool:
+        return time.monotonic() > self.end
+
+
+class Trainer:
+    """Modules with AdamW, a falling learning rate, averaged weights, and a state file to go on from."""
+
+    def __init__(self, name: str, modules: nn.ModuleDict, steps: int, rate: float, average: float) -> None:
+        self.path, self.modules, self.steps, self.rate = STATE / f"{name}.safetensors", modules, steps, rate
+        self.weights = [p for p in modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.average, self.averaged = average, [p.detach().clone() for p in self.weights]
+        self.step = 0
+        if self.path.exists():
+            self._load()
+
+    def update(self, loss: Tensor) -> None:
+        """One optimiser step."""
+        warm = min(1.0, (self.step + 1) / 200)
+        # Constant, then linear to nothing over the last fifth: a stopped run may be given other steps.
+        decay = min(1.0, 5 * (1 - self.step / self.steps) + 0.01)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * warm * decay
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        # The average forgets quickly at first, so that the random start leaves it.
+        keep = min(self.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, weight in zip(self.averaged, self.weights, strict=True):
+                mean.lerp_(weight, 1 - keep)
+
+    def use_average(self) -> None:
+        """Put the averaged weights into the modules."""
+        with torch.no_grad():
+            for mean, weight in zip(self.averaged, self.weights, strict=True):
+                weight.copy_(mean)
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        STATE.mkdir(exist_ok=True)
+        tensors = {"step": torch.tensor(self.step)}
+        for i, (weight, mean) in enumerate(zip(self.weights, self.averaged, strict=True)):
+            tensors |= {f"{i}.weight": weight.detach(), f"{i}.mean": mean}
+            tensors |= {f"{i}.{k}": v for k, v in self.optimizer.state[weight].items()}
+        part = self.path.with_suffix(".part")
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
+        part.replace(self.path)
+
+    def _load(self) -> None:
+        tensors = load_file(self.path)
+        self.step = int(tensors["step"])
+        with torch.no_grad():
+            for i, (weight, mean) in enumerate(zip(self.weights, self.averaged, strict=True)):
+                weight.copy_(tensors[f"{i}.weight"])
+                mean.copy_(tensors[f"{i}.mean"])
+                moments = {k: tensors.get(f"{i}.{k}") for k in ("exp_avg", "exp_avg_sq", "step")}
+                # The file has every tensor contiguous; the optimiser wants the weights' own strides.
+                self.optimizer.state[weight] = {
+                    k: v if k == "step" else torch.empty_like(weight).copy_(v)
+                    for k, v in moments.items()
+                    if v is not None
+                }
+
+
+def train_autoencoder(vae: load.Autoencoder, device: torch.device, steps: int, batch: int, clock: Clock) -> bool:
+    """Pixels to 8x smaller latents of about unit spread and back. True when all steps are done."""
+    trainer = Trainer("autoencoder", nn.ModuleDict({"vae": vae}), steps, 2e-3, 0.99)
+    rng = torch.Generator(device).manual_seed(SEED + trainer.step)
+    bar = tqdm(total=steps, initial=trainer.step, desc="autoencoder")
+    while trainer.step < steps and not clock.over():
+        scenes = world.sample_scenes(batch, SEED * 1000 + trainer.step, empty_share=0.05)
+        image = world.render(scenes.to(device)) * 2 - 1
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            latent = vae.encoder(image).float()
+            noisy = latent + 0.03 * torch.randn(latent.shape, generator=rng, device=device)
+            decoded = vae.decoder(noisy).float()
+        difference = (decoded - image) / 2
+        spread = latent.mean((0, 2, 3)).square().mean() + (latent.std((0, 2, 3)) - 1).square().mean()
+        loss = difference.abs().mean() + 5 * difference.square().mean() + 0.05 * spread
+        trainer.update(loss)
+        bar.update()
+        if trainer.step % 50 == 0:
+            psnr = -10 * difference.square().mean().log10().item()
+            bar.set_postfix_str(f"PSNR {psnr:.1f} dB, spread {latent.std().item():.2f}")
+        if trainer.step % 500 == 0:
+            trainer.save()
+    trainer.save()
+    trainer.use_average()
+    return trainer.step >= steps
+
+
+@torch.no_grad()
+def latent_pool(vae: load.Autoencoder, device: torch.device, count: int) -> tuple[Tensor, world.Scenes]:
+    """Scaled latents (count, 4, 16, 16) of training scenes, and the scenes' entries that captions need."""
+    path = STATE / "pool.safetensors"
+    scenes, chunk = [], min(count, 200)
+    latents = torch.empty(count, 4, 16, 16, dtype=torch.float16, device=device)
+    cached = load_file(path)["latents"] if path.exists() else None
+    for start in tqdm(range(0, count, chunk), desc="scenes"):
+        part = world.sample_scenes(chunk, SEED + 7_000_000 + start, empty_share=0.04)
+        if cached is None:
+            image = world.render(part.to(device)) * 2 - 1
+            latents[start : start + chunk] = vae.encoder(image).half()
+        scenes.append((part.shape, part.colour, part.background))
+    if cached is not None:
+        latents = cached.to(device)
+    else:
+        save_file({"latents": latents.cpu()}, path)
+    shape, colour, background = (torch.cat(x) for x in zip(*scenes, strict=True))
+    template = world.sample_scenes(1, 0)
+    fields = {**template.__dict__, "shape": shape, "colour": colour, "background": background}
+    return latents, world.Scenes(**fields).to(device)
+
+
+def encode_text(text: CLIPTextModel, tokens: Tensor) -> Tensor:
+    """Text states (N, 77, C), as the host computes them, but without adding in place, which autograd refuses."""
+    model = text.text_model
+    x = model.embeddings(tokens)
+    layers: Any = model.encoder.layers
+    for layer in layers:
+        x = x + layer.self_attn(layer.layer_norm1(x), None, _causal_attention)
+        x = x + layer.mlp(layer.layer_norm2(x))
+    return model.final_layer_norm(x)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, _: None) -> Tensor:
+    """Attention (N, T, C) to earlier tokens. The host's own, given a mask, plans anew for every N on a GPU."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def train_diffusion(
+    unet: nn.Module, text: CLIPTextModel, pool: tuple[Tensor, world.Scenes], steps: int, batch: int, clock: Clock
+) -> bool:
+    """Predict the noise of noisy latents from captions. True when all steps are done."""
+    latents, scenes = pool
+    device = latents.device
+    table = network.tokenize(captions.all_captions()).to(device)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0).float().to(device)
+    trainer = Trainer("diffusion", nn.ModuleDict({"unet": unet, "text": text}), steps, 8e-4, 0.999)
+    rng = torch.Generator(device).manual_seed(SEED + 1 + trainer.step)
+    bar = tqdm(total=steps, initial=trainer.step, desc="diffusion")
+    running = None
+    while trainer.step < steps and not clock.over():
+        chosen = torch.randint(len(latents), (batch,), generator=rng, device=device)
+        said = captions.training_captions(_captioned(scenes, chosen), rng)
+        unique, place = said.unique(return_inverse=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            context = encode_text(text, table[unique])[place]
+            clean = latents[chosen].float()
+            noise = torch.randn(clean.shape, generator=rng, device=device)
+            t = torch.randint(1000, (batch,), generator=rng, device=device)
+            alpha = alphas[t].view(-1, 1, 1, 1)
+            noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+            predicted = unet(noisy, t.float(), context=context)
+            error = (predicted.float() - noise).square().mean((1, 2, 3))
+            # Min-SNR weights (Hang et al. 2023): the nearly clean latents else take most of the network's care.
+            snr = alphas[t] / (1 - alphas[t])
+            loss = (error * (5 / snr).clamp(max=1)).mean()
+        trainer.update(loss)
+        running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
+        bar.update()
+        if trainer.step % 100 == 0:
+            bar.set_postfix_str(f"loss {running.item():.4f}")
+        if trainer.step % 250 == 0:
+            trainer.save()
+    trainer.save()
+    trainer.use_average()
+    return trainer.step >= steps
+
+
+def _captioned(scenes: world.Scenes, chosen: Tensor) -> world.Scenes:
+    """The chosen scenes, with only the entries that captions read."""
+    fields = {**scenes.__dict__}
+    fields |= {k: fields[k][chosen] for k in ("shape", "colour", "background")}
+    return world.Scenes(**fields)
+
+
+def main(arguments: list[str]) -> int:
+    """Train, or go on training, and write the model file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--autoencoder-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--autoencoder-batch", type=int, default=32)
+    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds; then save and stop")
+    parser.add_argument("--output", type=Path, default=load.FILE)
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(SEED)
+    clock, rng = Clock(options.stop_after), torch.Generator().manual_seed(SEED)
+    vae, unet, text = network.Autoencoder(), network.new_unet(), network.new_text_model()
+    for module in (unet, text):
+        network.initialise(module, rng)
+    for module in (vae, unet, text):
+        module.to(device)
+    done = train_autoencoder(vae, device, options.autoencoder_steps, options.autoencoder_batch, clock)
+    if done:
+        pool = latent_pool(vae, device, options.scenes)
+        done = train_diffusion(unet, text, pool, options.steps, options.batch, clock)
+    used = network.tokenize(captions.all_captions()).unique()
+    save_file(network.pack(unet, text, vae, used), options.output)
+    print(f"{'done' if done else 'stopped; run again to go on'}: {options.output}")
+    return 0
