@@ -13,6 +13,8 @@ from workflow_file import Prompt, find_node
 
 CELL = 64
 """Sides are multiples of this many pixels, so that every layer of the UNet halves them evenly."""
+HALF = 128
+"""Where gray begins to count as white."""
 HOW_TO_MASK = (
     "Give --mask with a picture of the same size that is white where the object is and black elsewhere; or open "
     "the image in ComfyUI's mask editor (right-click Load Image, Open in MaskEditor), paint over the object, save, "
@@ -54,9 +56,9 @@ def _mask_of(image: Image.Image, path: Path | None) -> Image.Image:
         mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
     else:
         raise PictureError(f"There is no mask: the image has no transparency. {HOW_TO_MASK}")
-    low, high = mask.getextrema()
-    if high < 128 or low >= 128:
-        which = "nothing" if high < 128 else "everything"
+    counts = mask.histogram()
+    if not any(counts[HALF:]) or not any(counts[:HALF]):
+        which = "everything" if any(counts[HALF:]) else "nothing"
         raise PictureError(f"The mask selects {which}. {HOW_TO_MASK}")
     return mask
 
@@ -85,7 +87,8 @@ def prepare(image: Path, mask: Path | None, longest: int, checkpoint: str | None
     # The proportions may change by half a cell; cut, so that nothing is stretched.
     fitted = ImageOps.fit(colours, size, Image.Resampling.LANCZOS)
     cut = ImageOps.fit(selected, size, Image.Resampling.BILINEAR)
-    return OwnPicture(fitted, cut.point(lambda value: 255 if value >= 128 else 0), checkpoint)
+    two_levels = [0] * HALF + [255] * HALF
+    return OwnPicture(fitted, cut.point(two_levels), checkpoint)
 
 
 def find_checkpoint(given: str, host: Path) -> Path:

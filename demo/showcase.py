@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -225,8 +226,17 @@ def demo(chosen: argparse.Namespace) -> int:
     return code
 
 
+def _stop(*_: Any) -> None:
+    """Ctrl-C and the like end the run once; a second one must not disturb the server's end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str]) -> int:
     """Parse the command line again, inside the environment, and turn errors into readable lines."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         return demo(command_line.parse(arguments))
     except (PreparationError, ServerError, WorkflowError, own_picture.PictureError, TimeoutError) as error:

@@ -16,6 +16,7 @@ import world
 from comfy_server import ServerError
 from own_picture import PictureError
 from PIL import Image, ImageDraw
+from workflow_file import find_node
 
 if TYPE_CHECKING:
     from comfy_server import ComfyServer
@@ -168,6 +169,19 @@ def test_edits_an_own_picture(task: str, server: ComfyServer, photo: Path, mask:
     assert "AttnEditDemoScene" not in inputs
     assert inputs["AttnEditInvert"]["steps"] == 4
     assert (inputs.get("KSampler") or inputs["CFGGuider"])["cfg"] == 2
+
+
+@pytest.mark.server
+def test_a_checkpoint_takes_the_demo_models_place(server: ComfyServer) -> None:
+    prompt, _ = showcase.load(server, "cpam-replace")
+    model = find_node(prompt, "AttnEditDemoModel")
+    own_picture.put_in(prompt, "a.png", "b.png", "mine.safetensors")
+    assert prompt[model]["inputs"] == {"ckpt_name": "mine.safetensors"}
+    loader = server.object_info()[prompt[model]["class_type"]]
+    assert loader["output"] == ["MODEL", "CLIP", "VAE"] == server.object_info()["AttnEditDemoModel"]["output"]
+    assert prompt[find_node(prompt, "VAEEncode")]["inputs"]["pixels"] == ["own_image", 0]
+    assert prompt[find_node(prompt, "AttnEditMasks")]["inputs"]["mask"] == ["own_mask", 0]
+    assert prompt[find_node(prompt, "PreviewImage")]["inputs"]["images"] == ["own_image", 0]
 
 
 @pytest.mark.server
