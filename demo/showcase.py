@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,7 +90,9 @@ def run(server: ComfyServer, name: str, prompt: Prompt, workflow: Any = None) ->
         result = server.run(prompt, on_progress=progress, workflow=workflow)
     except PromptError as error:
         node = prompt.get(str(error.node_id), {}).get("_meta", {}).get("title", "the server")
-        raise ServerError(f"{name} failed at {node}: {error.message}") from error
+        # The host puts the pack's whole path before the names of the pack's own errors.
+        message = re.sub(r"^\S*\.(\w+: )", r"\1", error.message)
+        raise ServerError(f"{name} failed at {node}: {message}") from error
     finally:
         progress.close()
     images: dict[str, Image.Image] = {}
