@@ -150,9 +150,7 @@ def _install_groups(
         _write_stamp(folder, stamp)  # a failure half-way must not leave the group marked as installed
         pip = [str(venv_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
         run([*pip, *pins[group]], f"installing the {group} packages: {' '.join(pins[group])}")
-        if (
-            shared
-        ):  # pip left out what the shared packages have, but these tools must be the environment's own
+        if shared:  # pip left out what the shared packages have, but these tools must be the environment's own
             run([*pip, "--ignore-installed", "--no-deps", *pins[group]], f"completing the {group} packages")
         stamp[group] = wanted
         _write_stamp(folder, stamp)
@@ -162,9 +160,7 @@ def _prepare_own(
     choice: HostChoice, cache: Path, pins: Mapping[str, list[str]], extras: Sequence[str], run: Runner
 ) -> Environment:
     """An environment that has everything itself: ComfyUI's requirements, the torch pins and the extras."""
-    requirements = (
-        PINNED.sha256 if choice.path is None else (choice.path / "requirements.txt").read_text("utf-8")
-    )
+    requirements = PINNED.sha256 if choice.path is None else (choice.path / "requirements.txt").read_text("utf-8")
     base = _digest(requirements, pins[BASE_GROUP], sys.version_info[:2], sys.platform)
     folder = cache / f"env-{base}"
     stamp = _read_stamp(folder)

@@ -111,14 +111,10 @@ def unpack_folder(archive: Path, folder: str, target: Path) -> int:
                     f"{archive.name} has the member {member.name!r}, which is a link or a device; refused."
                 )
             if any(":" in part for part in parts):
-                raise PreparationError(
-                    f"{archive.name} has the member {member.name!r}, not a portable name; refused."
-                )
+                raise PreparationError(f"{archive.name} has the member {member.name!r}, not a portable name; refused.")
             chosen.append((member, PurePosixPath(*parts[1 + len(folder.split("/")) :])))
         if not any(member.isfile() for member, _ in chosen):
-            raise PreparationError(
-                f"{archive.name} has no files under {folder}/, expected a whole ComfyUI there."
-            )
+            raise PreparationError(f"{archive.name} has no files under {folder}/, expected a whole ComfyUI there.")
         target.mkdir(parents=True)
         count = 0
         for member, relative in chosen:

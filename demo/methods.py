@@ -55,9 +55,7 @@ class Setup:
         """Images (B, 3, S, S) in 0..1 of latents (B, 4, S/8, S/8), on the CPU."""
         return self.vae.decode(latents).movedim(-1, 1).float().cpu().clamp(0, 1)
 
-    def sample(
-        self, prompts: list[str], latents: Tensor, denoise: float = 1.0, mask: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, prompts: list[str], latents: Tensor, denoise: float = 1.0, mask: Tensor | None = None) -> Tensor:
         """What the host's KSampler node makes of latents (B, 4, H, W).
 
         Args:

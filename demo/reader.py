@@ -199,10 +199,7 @@ def _pieces(part: Mask, colours: NDArray[np.int64], smallest: float) -> list[Mas
     """A connected part, or its pieces of different colour when two objects touch."""
     # A rim mixes two colours into a third one, so thin strips do not count as another object.
     thin = max(1, min(part.shape) // 64)
-    cores = {
-        int(c): ndimage.binary_opening(part & (colours == c), iterations=thin)
-        for c in np.unique(colours[part])
-    }
+    cores = {int(c): ndimage.binary_opening(part & (colours == c), iterations=thin) for c in np.unique(colours[part])}
     large = {c: core for c, core in cores.items() if core.sum() > smallest}
     if len(large) < 2:
         return [part]

@@ -194,9 +194,11 @@ def train_diffusion(
             noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
             predicted = unet(noisy, t.float(), context=context)
             error = (predicted.float() - noise).square().mean((1, 2, 3))
-            # Min-SNR weights (Hang et al. 2023): the nearly clean latents else take most of the network's care.
+            # Weights of the v objective, with min-SNR's bound (Hang et al. 2023) on both sides: plain eps weights
+            # care little for nearly pure noise, where a picture's layout and colours are decided.
             snr = alphas[t] / (1 - alphas[t])
-            loss = (error * (5 / snr).clamp(max=1)).mean()
+            weight = (1 + 1 / snr).clamp(max=25) * (5 / snr).clamp(max=1)
+            loss = (error * weight).mean()
         trainer.update(loss)
         running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
         bar.update()

@@ -138,9 +138,7 @@ def _plain_text(text: str, where: str) -> str:
     """A text as the front end sends it from a field with dynamic prompts: no comments, `\\{` is a brace."""
     text = re.sub(r"/\*[\s\S]*?\*/|//.*", "", text)
     if re.search(r"(?<!\\)[{}]", text):
-        raise WorkflowError(
-            f"{where} has a random choice {{a|b}}; write one of them, or escape the brace as \\{{."
-        )
+        raise WorkflowError(f"{where} has a random choice {{a|b}}; write one of them, or escape the brace as \\{{.")
     return re.sub(r"\\([{}])", r"\1", text)
 
 
@@ -155,17 +153,9 @@ class _Converter:
             kind = node["type"]
             where = f"Node {node['id']} ({node.get('title') or kind})"
             if kind in names or kind.startswith(("workflow>", "workflow/")):
-                raise WorkflowError(
-                    f"{where} is the subgraph {names.get(kind, kind)!r}; unpack it in the front end."
-                )
-            if (
-                kind not in VIRTUAL
-                and kind not in object_info
-                and node.get("mode", 0) not in (MUTED, BYPASSED)
-            ):
-                raise WorkflowError(
-                    f"{where}: the server has no node {kind!r}; install the pack that brings it."
-                )
+                raise WorkflowError(f"{where} is the subgraph {names.get(kind, kind)!r}; unpack it in the front end.")
+            if kind not in VIRTUAL and kind not in object_info and node.get("mode", 0) not in (MUTED, BYPASSED):
+                raise WorkflowError(f"{where}: the server has no node {kind!r}; install the pack that brings it.")
 
     def convert(self) -> Prompt:
         """The prompt of all nodes that run, with inputs from removed nodes left out."""
@@ -195,9 +185,7 @@ class _Converter:
         inputs: dict[str, Any] = {}
         for name, value in _widget_specs(info["input"], sockets, values):
             chosen = by_name.get(name, value) if by_name is not None else value
-            spec = (info["input"].get("required") or {}).get(name) or (
-                info["input"].get("optional") or {}
-            ).get(name)
+            spec = (info["input"].get("required") or {}).get(name) or (info["input"].get("optional") or {}).get(name)
             if isinstance(chosen, str) and spec and len(spec) > 1 and spec[1].get("dynamicPrompts"):
                 chosen = _plain_text(chosen, f"Node {node['id']} ({node['type']}), {name},")
             inputs[name] = {"__value__": chosen} if isinstance(chosen, list) else chosen
@@ -254,9 +242,7 @@ def find_node(prompt: Mapping[str, Mapping[str, Any]], node: str | int) -> str:
         if len(found) == 1:
             return found[0]
         if found:
-            raise WorkflowError(
-                f"{len(found)} nodes are named {node!r}: give one of the ids {', '.join(found)}."
-            )
+            raise WorkflowError(f"{len(found)} nodes are named {node!r}: give one of the ids {', '.join(found)}.")
     names = sorted(f"{number}: {entry['_meta']['title']}" for number, entry in prompt.items())
     raise WorkflowError(f"No node has the id, title or type {node!r}; there are {'; '.join(names)}.")
 

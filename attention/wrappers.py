@@ -1,0 +1,302 @@
+"""The engine's wrappers: a whole sampler run, one prediction, a batch of conditionings, one UNet call.
+
+The source is one more conditioning of the run, so the host itself builds its text, its SDXL vector and its batch
+rows. It runs in a call of its own ahead of the target's, or packed into it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..inversion.run import prediction_of
+from .families import family_of
+from .hooks import SiteHook
+from .plan import KEY, Plan
+from .run import Call, Phase, Run, source_conditioning
+
+log = logging.getLogger(__name__)
+
+
+def _run_of(options: dict[str, Any]) -> Run | None:
+    run = options.get(KEY)
+    return run if isinstance(run, Run) else None
+
+
+def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+    callback: Any = None,
+    disable_pbar: bool = False,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Wrap a whole sampler run: start and schedule, the run's state, and its final latent."""
+    guider = executor.class_obj
+    options = guider.model_options["transformer_options"]
+    plan = options.get(KEY)
+    if not isinstance(plan, Plan):
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+    latent_format = guider.model_patcher.get_model_object("latent_format")
+    if plan.schedule is not None:
+        noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
+    run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
+    options[KEY] = run
+    if plan.inversion is not None:
+        conditioning = source_conditioning(plan.inversion.conditioning)
+        guider.conds[KEY] = comfy.sampler_helpers.convert_cond(conditioning)
+    try:
+        out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+        _check_acted(run)
+    finally:
+        options[KEY] = plan
+        run.captured.clear()
+        run.packed_source = run.capture_now = None
+    log.info("Attention Edit: %d UNet evaluations", run.evaluations)
+    return _finish(run, latent_format, out)
+
+
+def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: int | None) -> Run:
+    """The run's state, after everything that can be checked before sampling has been."""
+    model = guider.model_patcher
+    family = family_of(model)
+    if plan.inversion is not None:
+        plan.inversion.check_model(family.name, prediction_of(model))
+        plan.inversion.check_schedule(sigmas)
+        size = tuple(plan.inversion.latents.shape[-2:])
+        if tuple(latent.shape[-2:]) != size:
+            raise ValueError(
+                f"The sampler's latent is {latent.shape[-1]}x{latent.shape[-2]}, but the inverted image's is "
+                f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
+            )
+    run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
+    for control in plan.controls:
+        control.prepare(run)
+    _log_plan(run, latent.shape[0])
+    return run
+
+
+def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
+    """Rows that a single-evaluation sampler will send through the UNet: (source rows, target rows)."""
+    calls = [s for s in run.sigmas[:-1] if s > 0]
+    source = 0
+    for sigma in calls:
+        run.move_to(sigma)
+        source += (batch if run.plan.packed else run.inversion.batch) if run.reads_source() and run.inversion else 0
+    guided = getattr(run.guider, "cfg", 1.0) != 1.0 or run.guider.model_options.get("disable_cfg1_optimization", False)
+    return source, len(calls) * batch * (2 if guided else 1)
+
+
+def _log_plan(run: Run, batch: int) -> None:
+    source, target = planned_evaluations(run, batch)
+    names = " + ".join(control.name for control in run.controls) or "no edits"
+    log.info(
+        "Attention Edit plans %d UNet evaluations (%d source, %d target): %s",
+        source + target,
+        source,
+        target,
+        names,
+    )
+
+
+def _pinned(
+    plan: Plan, latent_format: Any, latent: Tensor, sigmas: Tensor, denoise_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise (none), latent (the inverted one, as a LATENT carries it) and sigmas of a pinned run."""
+    inversion, schedule = plan.inversion, plan.schedule
+    assert inversion is not None and schedule is not None
+    if denoise_mask is not None:
+        raise ValueError(
+            "The latent has a noise mask, but Edit Setup's model starts from the inverted image itself. Remove Set "
+            "Latent Noise Mask, and use Exact Background to keep the image outside a mask."
+        )
+    start = latent_format.process_out(inversion.at(schedule[0]))
+    if start.shape[0] == 1:
+        start = start.expand(latent.shape[0], -1, -1, -1)
+    if start.shape != latent.shape:
+        raise ValueError(
+            f"The sampler's latent has shape {tuple(latent.shape)}, but the inverted image's has {tuple(start.shape)}. "
+            "Connect Edit Setup's latent to the sampler."
+        )
+    start = start.to(latent)
+    return torch.zeros_like(start), start, torch.tensor(schedule, dtype=sigmas.dtype, device=sigmas.device)
+
+
+def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
+    """The final latent: off the scale of the schedule's last level, and what controls make of it.
+
+    The inversion's schedule ends at sigma_0, where alpha is alpha_0 and not 1 ("set alpha to one" off); samplers
+    leave x there, the image latent is z = x / sqrt(1 + sigma_0^2).
+    """
+    last, inversion = run.sigmas[-1], run.inversion
+    if inversion is None:
+        return out
+    z = latent_format.process_in(out)
+    if last > 0:
+        z = z / (1 + last * last) ** 0.5
+    for control in run.controls:
+        if run.acted.get(control):
+            z = control.result(run, z)
+    return latent_format.process_out(z)
+
+
+def _check_acted(run: Run) -> None:
+    """Raise RuntimeError if a control never got to act, and say who took its place."""
+    expected = {
+        (kind, layer.index)
+        for control in run.controls
+        for kind, layers in (
+            ("self", control.self_layers(run.family)),
+            ("cross", control.cross_layers(run.family)),
+        )
+        for layer in layers
+    }
+    missing = expected - run.sites_called
+    if missing:
+        replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})
+        found = {type(p).__name__ for part in replaced.values() for p in part.values() if not isinstance(p, SiteHook)}
+        culprit = f" A patch of type {', '.join(sorted(found))} sits there: put its node before." if found else ""
+        text = f"{len(missing)} of {len(expected)} attention layers of the edit were never reached.{culprit}"
+        if missing == expected:
+            raise RuntimeError(f"The edit did nothing: {text}")
+        log.warning("Attention Edit: %s", text)
+
+
+def _predict_noise(
+    executor: Any,
+    x: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Wrap one prediction: the source first, then the target with the controls on."""
+    model_options = model_options or {}
+    run = _run_of(model_options.get("transformer_options", {}))
+    if run is None:
+        return executor(x, timestep, model_options, seed)
+    run.move_to(float(timestep.max()))
+    if not run.acting():
+        return executor(x, timestep, model_options, seed)
+    run.captured.clear()
+    given = x
+    for control in run.acting():
+        run.mark(control)
+        given = control.model_input(run, given, run.sigma)
+    if run.inversion is not None and run.reads_source():
+        _prepare_source(run, executor.class_obj, timestep, model_options)
+    try:
+        with run.during(Phase.EDIT):
+            denoised = executor(given, timestep, model_options, seed)
+    finally:
+        run.captured.clear()
+        run.packed_source = run.capture_now = None
+    for control in run.acting():
+        denoised = control.denoised(run, denoised, x, run.sigma)
+    return denoised
+
+
+def _prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[str, Any]) -> None:
+    """Run the source branch now, or make it ready to ride along in the target's call."""
+    assert run.inversion is not None
+    x = run.inversion.at(run.sigma).to(timestep.device)
+    alone = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
+
+    def capture() -> None:
+        # In second place, where packs that tell conditional from unconditional by index leave it alone.
+        conds: list[Any] = [None, _text_only(guider.conds[KEY])]
+        with run.during(Phase.CAPTURE):
+            comfy.samplers.calc_cond_batch(
+                guider.inner_model,
+                conds,
+                x,
+                timestep[:1].expand(len(x)),
+                alone,
+            )
+
+    if run.plan.packed:
+        run.packed_source, run.capture_now = x, capture
+    else:
+        capture()
+
+
+def _text_only(conds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The source's processed conditioning without what the host spread to it from the target's."""
+    return [{k: v for k, v in cond.items() if k != "control"} for cond in conds if "area" not in cond]
+
+
+def _calc_cond_batch(
+    executor: Any, model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> list[Tensor]:
+    """Wrap the batch of conditionings: a packed source is one more of them, first, so that it is never late."""
+    run = _run_of(model_options.get("transformer_options", {}))
+    if run is None or run.phase is not Phase.EDIT or run.packed_source is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    source = _text_only(run.guider.conds[KEY])
+    return executor(model, [source, *conds], x_in, timestep, model_options)[1:]
+
+
+def _apply_model(
+    executor: Any,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Wrap one UNet call: tell the layers whose rows are whose, and give a packed source its latent."""
+    options = transformer_options or {}
+    run = _run_of(options)
+    if run is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    run.evaluations += len(x)
+    if run.phase is Phase.IDLE:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    _check_whole(run, x)
+    indices, uuids = options["cond_or_uncond"], options["uuids"]
+    roles = tuple(run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True))
+    call = Call(run, roles, len(x) // len(roles))
+    options = {**options, KEY: call}
+    if run.packed_source is not None and run.phase is Phase.EDIT:
+        # Our source stood in first place; other packs know 0 and 1 only, and 1 leaves a row alone.
+        options["cond_or_uncond"] = [
+            1 if role == KEY else index - 1 for role, index in zip(roles, indices, strict=True)
+        ]
+        rows = call.rows(source=True)
+        if len(rows):
+            x = x.clone()
+            x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
+        elif not run.captured and run.capture_now is not None:
+            # The host split the batch (memory, ControlNet) and the target came first.
+            run.capture_now()
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _check_whole(run: Run, x: Tensor) -> None:
+    if tuple(x.shape[-2:]) != run.size:
+        raise ValueError(
+            f"A conditioning covers an area of {x.shape[-1]}x{x.shape[-2]} of the latent's "
+            f"{run.size[1]}x{run.size[0]}; edits need conditionings of the whole image. Replace Conditioning (Set "
+            "Area) by a mask."
+        )
+
+
+WRAPPERS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    (WrappersMP.OUTER_SAMPLE, _outer_sample),
+    (WrappersMP.PREDICT_NOISE, _predict_noise),
+    (WrappersMP.CALC_COND_BATCH, _calc_cond_batch),
+    (WrappersMP.APPLY_MODEL, _apply_model),
+)
+"""What a patched MODEL carries, by the host's kind of wrapper."""
