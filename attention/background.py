@@ -28,8 +28,11 @@ class ExactBackground(Control):
     start: float = 0.0
     name = "Exact Background"
 
-    def _mask(self, like: Tensor) -> Tensor:
+    def _mask(self, run: Run, like: Tensor) -> Tensor:
         """(B, 1, h, w), 1 where the image may change; a latent cell changes when any of its pixels does."""
+        return run.once((self, like.shape, like.device, like.dtype), lambda: self._cells(like))
+
+    def _cells(self, like: Tensor) -> Tensor:
         cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
         return for_batch(cells, like.shape[0], "mask of Exact Background")[:, None].to(like)
 
@@ -39,16 +42,16 @@ class ExactBackground(Control):
     def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         """The network sees the source's latent outside the mask."""
         assert run.inversion is not None
-        return torch.lerp(run.inversion.at(sigma).to(x).expand_as(x), x, self._mask(x))
+        return torch.lerp(run.inversion.at(sigma).to(x).expand_as(x), x, self._mask(run, x))
 
     def denoised(self, run: Run, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
         """Outside the mask the sampler is steered along the source's own step."""
         assert run.inversion is not None
         clean = run.inversion.clean_at(sigma).to(denoised).expand_as(denoised)
-        return torch.lerp(clean, denoised, self._mask(denoised))
+        return torch.lerp(clean, denoised, self._mask(run, denoised))
 
     def result(self, run: Run, latent: Tensor) -> Tensor:
         """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
         assert run.inversion is not None
         image = run.inversion.latents[0].to(latent).expand_as(latent)
-        return torch.lerp(image, latent, self._mask(latent))
+        return torch.lerp(image, latent, self._mask(run, latent))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .families import Family, Layer
@@ -73,11 +72,6 @@ class AttentionCall:
     def plain(self) -> bool:
         """Whether `own` is plain attention on q, k and v, so that parts of it may be computed alone."""
         return getattr(self.own, "plain", False)
-
-    def conditional_rows(self) -> Tensor:
-        """Which rows (R,) are conditional."""
-        chunks = torch.tensor(self.conditional, device=self.q.device)
-        return chunks.repeat_interleave(self.batch)
 
 
 class Control:

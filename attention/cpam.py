@@ -26,6 +26,24 @@ RETAIN_LAYER = {"SD1.x": 7, "SD2.x": 7, "SDXL": 54}
 
 
 @dataclass(frozen=True, eq=False)
+class _Places:
+    """Indices of image tokens in one layer, for the rows of one image (or of all, when they share masks).
+
+    Attributes:
+        rows: which of the target rows.
+        inside, outside: queries on either side of the target mask (Eq 3).
+        background: source keys that the background reads (Eq 1).
+        foreground: source keys that a retained object reads (Eq 2).
+    """
+
+    rows: slice
+    inside: Tensor
+    outside: Tensor
+    background: Tensor
+    foreground: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class CPAM(Control):
     """CPAM's two modules.
 
@@ -60,7 +78,7 @@ class CPAM(Control):
         """Draw which layers of which steps are normal, from the run's seed (one Bernoulli draw per pair)."""
         rng = torch.Generator().manual_seed(run.seed)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
-        run.drawn[self] = draws < self.normal_share
+        run.once((self, "normal"), lambda: (draws < self.normal_share).tolist())
 
     def acts(self, run: Run) -> bool:
         return run.step < round(self.end * run.steps)
@@ -80,77 +98,83 @@ class CPAM(Control):
 
     def self_attention(self, call: AttentionCall) -> Tensor:
         """Eqs 1-3, for conditional and unconditional rows alike."""
-        if bool(call.run.drawn[self][call.run.step, call.layer.index]):
+        if call.run.once((self, "normal"), list)[call.run.step][call.layer.index]:
             return call.own()
-        inside = resize(self.masks.target, call.shape, self.resize_rule)
-        outside_source = resize(~self.masks.source, call.shape, self.resize_rule)
-        inside, outside_source, foreground = (
-            for_batch(m.flatten(1).to(call.q.device), call.batch, "edit mask")
-            for m in (inside, outside_source, self._foreground_keys(call))
-        )
+        places = call.run.once((self, call.shape, call.batch, call.q.device), lambda: self._places(call))
         retained = self._retains(call)
-        if len(self.masks.source) == 1 and len(self.masks.target) == 1:
-            return _compose(call, slice(None), inside[0], outside_source[0], foreground[0], retained)
+        if len(places) == 1:
+            return _compose(call, places[0], retained)
         out = torch.empty_like(call.q)
-        for item in range(call.batch):
-            rows = slice(item, None, call.batch)
-            out[rows] = _compose(call, rows, inside[item], outside_source[item], foreground[item], retained)
+        for place in places:
+            out[place.rows] = _compose(call, place, retained)
         return out
+
+    def _places(self, call: AttentionCall) -> list[_Places]:
+        """The masks of this layer's size as indices; once per run, since masks do not move."""
+
+        def at(mask: Tensor) -> Tensor:
+            return for_batch(resize(mask, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
+
+        target, source = at(self.masks.target), at(self.masks.source)
+        foreground = {"target": target, "source": source, "union": target | source}[self.key_mask]
+        sides = (target, ~target, at(~self.masks.source), foreground)
+        shared = len(self.masks.source) == 1 and len(self.masks.target) == 1
+        return [
+            _Places(
+                slice(None) if shared else slice(item, None, call.batch),
+                *(mask[item].nonzero()[:, 0].to(call.q.device) for mask in sides),
+            )
+            for item in range(1 if shared else call.batch)
+        ]
 
     def _retains(self, call: AttentionCall) -> bool:
         started = call.run.step >= round(self.retain_start * call.run.steps)
         first = RETAIN_LAYER[call.run.family.name] if self.retain_layer is None else self.retain_layer
         return self.masks.retain and started and call.layer.index >= first
 
-    def _foreground_keys(self, call: AttentionCall) -> Tensor:
-        """Source keys (M, h, w) that a retained object reads (Eq 2: those in M_t)."""
-        target, source = (resize(m, call.shape, self.resize_rule) for m in (self.masks.target, self.masks.source))
-        return {"target": target, "source": source, "union": target | source}[self.key_mask]
-
     def cross_attention(self, call: AttentionCall) -> Tensor:
         """Eq 4, for conditional rows: the prompt inside M_t, the null text elsewhere."""
-        rows = call.conditional_rows()
-        if not rows.any():
+        if not any(call.conditional) or bool(self.masks.target.all()):
             return call.own()
         assert call.extra is not None
-        k_null, v_null = call.extra[NULL]
-        inside = for_batch(resize(self.masks.target, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
-        if inside.all():
-            return call.own()
-        inside = inside.to(call.q.device).repeat(len(call.conditional), 1)
-        elsewhere = call.attend(call.q, k_null, v_null)
-        return torch.where((inside | ~rows[:, None])[..., None], call.own(), elsewhere)
+        prompted = call.run.once((self, "cross", call.shape, call.conditional), lambda: self._prompted(call))
+        elsewhere = call.attend(call.q, *call.extra[NULL])
+        return torch.where(prompted, call.own(), elsewhere)
+
+    def _prompted(self, call: AttentionCall) -> Tensor:
+        """Queries (R, N, 1) that read their own row's text: all of unconditional rows, else those inside M_t."""
+        inside = resize(self.masks.target, call.shape, self.resize_rule).flatten(1)
+        inside = for_batch(inside, call.batch, "edit mask").repeat(len(call.conditional), 1)
+        unconditional = ~torch.tensor(call.conditional).repeat_interleave(call.batch)
+        return (inside | unconditional[:, None])[..., None].to(call.q.device)
 
 
-def _compose(
-    call: AttentionCall, rows: slice, inside: Tensor, background: Tensor, foreground: Tensor, retained: bool
-) -> Tensor:
-    """Eqs 1-3 for rows that share masks: queries inside (N,) and outside the target, keys by mask (N,).
+def _compose(call: AttentionCall, place: _Places, retained: bool) -> Tensor:
+    """Eqs 1-3 for rows that share masks.
 
-    The masks act on keys; masked keys are left out instead of being given -inf, and each query is computed
+    The masks act on keys: masked keys are left out instead of being given -inf, and each query is computed
     once, for the side of Eq 3 that it is on. A side without keys (a mask that covers everything) gives way to
     the other one.
     """
     assert call.source is not None
-    q, source = call.q[rows], call.source
-    if retained and foreground.any():
-        inner = _masked(call, q, source.k[rows], source.v[rows], foreground, inside)
-    elif inside.all() or not call.plain:
+    rows, q = place.rows, call.q[place.rows]
+    k, v = call.source.k[rows], call.source.v[rows]
+    everything = not len(place.outside) or not len(place.background)
+    inside = slice(None) if everything else place.inside
+    if retained and len(place.foreground):
+        inner = _attend(call, q[:, inside], k[:, place.foreground], v[:, place.foreground])
+    elif everything or not call.plain:
         inner = call.own()[rows][:, inside]
     else:
-        inner = call.attend(q[:, inside], call.k[rows], call.v[rows]) if inside.any() else q[:, inside]
-    if inside.all():
+        inner = _attend(call, q[:, inside], call.k[rows], call.v[rows])
+    if everything:
         return inner
-    if not background.any():
-        return call.own()[rows]
     out = torch.empty_like(q)
-    out[:, ~inside] = _masked(call, q, source.k[rows], source.v[rows], background, ~inside)
-    out[:, inside] = inner
+    out[:, place.inside] = inner
+    out[:, place.outside] = _attend(call, q[:, place.outside], k[:, place.background], v[:, place.background])
     return out
 
 
-def _masked(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    """Attention of the chosen queries (N,) on the chosen keys (L,) only."""
-    if not queries.any():
-        return q[:, queries]
-    return call.attend(q[:, queries], k[:, keys], v[:, keys])
+def _attend(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries, of which there may be none."""
+    return call.attend(q, k, v) if q.shape[1] else q

@@ -103,7 +103,7 @@ class SiteHook:
         if not isinstance(call, Call):
             return self._before(q, k, v, options, mask)
         tokens = self._own_tokens(options, k)
-        source_rows, target_rows = call.rows(source=True), call.rows(source=False)
+        source_rows, target_rows = call.source_rows, call.target_rows
         whole = Own(lambda: self._before(q, k[:, :tokens], v[:, :tokens], options, mask), plain=False)
         if len(target_rows) == 0:
             self._capture(call.run, Features(q, k, v))

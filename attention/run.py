@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,14 +39,25 @@ class Call:
     run: Run
     roles: tuple[str, ...]
     batch: int
+    device: torch.device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         return self
 
-    def rows(self, source: bool) -> Tensor:
-        """Indices of the source's rows, or of the target's."""
+    @cached_property
+    def source_rows(self) -> Tensor:
+        """Indices of the source's rows."""
+        return self._rows(True)
+
+    @cached_property
+    def target_rows(self) -> Tensor:
+        """Indices of the target's rows."""
+        return self._rows(False)
+
+    def _rows(self, source: bool) -> Tensor:
         chunks = [i for i, role in enumerate(self.roles) if (role == KEY) == source]
-        return torch.tensor([c * self.batch + b for c in chunks for b in range(self.batch)], dtype=torch.long)
+        rows = [c * self.batch + b for c in chunks for b in range(self.batch)]
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     @property
     def target_roles(self) -> tuple[str, ...]:
@@ -64,7 +76,7 @@ class Run:
         guider: the host's guider that runs it, for its processed conditionings.
         sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
         captured: the source's features of the present step by layer index.
-        drawn: whatever a control prepared for the run, by control.
+        kept: what controls compute once per run, see `once`.
     """
 
     plan: Plan
@@ -77,7 +89,7 @@ class Run:
     sigma: float = 0.0
     step: int = 0
     captured: dict[int, Features] = field(default_factory=dict)
-    drawn: dict[Control, Any] = field(default_factory=dict)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
     packed_source: Tensor | None = None
     capture_now: Callable[[], None] | None = None
     cross_tokens: dict[tuple[str, int, int], int] = field(default_factory=dict)
@@ -87,6 +99,12 @@ class Run:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         return self
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, computed when first asked for in this run."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     @property
     def controls(self) -> tuple[Control, ...]:

@@ -267,14 +267,14 @@ def _apply_model(
     _check_whole(run, x)
     indices, uuids = options["cond_or_uncond"], options["uuids"]
     roles = tuple(run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True))
-    call = Call(run, roles, len(x) // len(roles))
+    call = Call(run, roles, len(x) // len(roles), x.device)
     options = {**options, KEY: call}
     if run.packed_source is not None and run.phase is Phase.EDIT:
         # Our source stood in first place; other packs know 0 and 1 only, and 1 leaves a row alone.
         options["cond_or_uncond"] = [
             1 if role == KEY else index - 1 for role, index in zip(roles, indices, strict=True)
         ]
-        rows = call.rows(source=True)
+        rows = call.source_rows
         if len(rows):
             x = x.clone()
             x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
