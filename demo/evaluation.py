@@ -174,9 +174,13 @@ def model_bar(setup: Setup, options: argparse.Namespace) -> tuple[float, dict[st
     return best.guidance, measured
 
 
+def _left_out(options: argparse.Namespace) -> set[str]:
+    return set() if options.ablations or options.methods else set(pack_methods.ABLATIONS)
+
+
 def edits(setup: Setup, options: argparse.Namespace) -> list[Edited]:
     """Measure all chosen methods on all chosen tasks."""
-    chosen = [METHODS[name] for name in options.methods or METHODS]
+    chosen = [METHODS[name] for name in options.methods or METHODS if name not in _left_out(options)]
     results = []
     for name in options.tasks or tasks.NAMES:
         task = tasks.make_task(name, options.count)
@@ -199,6 +203,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--scheduler", default="normal")
     parser.add_argument("--tasks", nargs="+", choices=tasks.NAMES, help="default: all")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="default: all")
+    parser.add_argument("--ablations", action="store_true", help="also CPAM with one setting changed at a time")
     parser.add_argument("--model", type=Path, default=load.FILE)
     parser.add_argument("--output", type=Path, default=Path("build/evaluation"))
     return parser.parse_args(arguments)
@@ -207,7 +212,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 @torch.inference_mode()
 def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
-    pack_methods.register()
+    pack_methods.register(ablations=True)
     options = _options(arguments)
     everything = not (options.model_bar or options.edits)
     logging.getLogger().setLevel(logging.WARNING)

@@ -88,21 +88,43 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     return setup.decode(edited)
 
 
-def _rows(steps: int) -> float:
-    # Inversion, source branch and both halves of guidance; the step from timestep 0 to 0 is left out.
-    return 4 * (steps - 1)
+def _rows(recipe: Recipe, steps: int) -> float:
+    """Inversion, both halves of guidance, and the source while CPAM acts.
+
+    The step from timestep 0 to 0 is left out, so 50 steps are 49 calls.
+    """
+    calls = steps - 1
+    return 3 * calls + min(calls, round(recipe.end * steps))
 
 
 def method(name: str, recipe: Recipe) -> Method:
     """A recipe as a method of the tables."""
-    return Method(name, lambda setup, task: cpam(setup, task, recipe), _rows)
+    return Method(name, lambda setup, task: cpam(setup, task, recipe), lambda steps: _rows(recipe, steps))
 
 
-def register() -> None:
+PAPER = Recipe()
+SHIPPED = {
+    "CPAM": PAPER,
+    "CPAM, exact background": replace(PAPER, exact=True),
+}
+"""What users get: the paper's settings, bare and behind Exact Background."""
+ABLATIONS = {
+    "CPAM, no normal layers": replace(PAPER, normal_share=0.0),
+    "CPAM, masks by majority": replace(PAPER, resize_rule="majority"),
+    "CPAM, masks by any part": replace(PAPER, resize_rule="any"),
+    "CPAM, not localized": replace(PAPER, localized=False),
+    "CPAM, full caption": replace(PAPER, full_prompt=True),
+    "CPAM, dilation 0.3": replace(PAPER, dilation=0.3),
+    "CPAM, first half only": replace(PAPER, end=0.5),
+    "CPAM, guidance 1.5": replace(PAPER, guidance=1.5),
+    "CPAM, guidance 7.5": replace(PAPER, guidance=7.5),
+    "exact background from 0.5": replace(PAPER, exact=True, exact_start=0.5),
+    "exact background, no CPAM": replace(PAPER, exact=True, end=0.0),
+}
+"""One setting changed at a time, to see what it does."""
+
+
+def register(ablations: bool = False) -> None:
     """Add the pack's methods to the table."""
-    paper = Recipe()
-    for entry in (
-        method("CPAM", paper),
-        method("CPAM, exact background", replace(paper, exact=True)),
-    ):
-        METHODS[entry.name] = entry
+    for name, recipe in {**SHIPPED, **(ABLATIONS if ablations else {})}.items():
+        METHODS[name] = method(name, recipe)
