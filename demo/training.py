@@ -227,6 +227,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--autoencoder-batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=40_000)
     parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds; then save and stop")
+    parser.add_argument(
+        "--refine", type=Path, help="start from the weights of a model file (its autoencoder is kept as it is)"
+    )
     parser.add_argument("--output", type=Path, default=load.FILE)
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -237,9 +240,15 @@ def main(arguments: list[str]) -> int:
     vae, unet, text = network.Autoencoder(), network.new_unet(), network.new_text_model()
     for module in (unet, text):
         network.initialise(module, rng)
+    if options.refine is not None:
+        parts = load.read_parts(options.refine)
+        for name, module in (("vae", vae), ("unet", unet), ("text", text)):
+            module.load_state_dict({k: v.float() for k, v in parts[name].items()})
     for module in (vae, unet, text):
         module.to(device)
-    done = train_autoencoder(vae, device, options.autoencoder_steps, options.autoencoder_batch, clock)
+    done = options.refine is not None or train_autoencoder(
+        vae, device, options.autoencoder_steps, options.autoencoder_batch, clock
+    )
     if done:
         pool = latent_pool(vae, device, options.scenes)
         done = train_diffusion(unet, text, pool, options.steps, options.batch, clock)
