@@ -8,6 +8,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,7 +216,9 @@ def test_sends_previews(server: ComfyServer) -> None:
                     if told["type"] == "execution_success":
                         return
 
-    asyncio.run(asyncio.wait_for(listen(), 120))
+    # In a thread of its own: the browser's fixture has an event loop running in this one.
+    with ThreadPoolExecutor() as threads:
+        threads.submit(lambda: asyncio.run(asyncio.wait_for(listen(), 120))).result()
     assert previews
     assert b"\xff\xd8\xff" in previews[-1][:4096]  # a JPEG begins
     Image.open(io.BytesIO(previews[-1][previews[-1].index(b"\xff\xd8\xff") :])).load()
