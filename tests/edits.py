@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import tiny
 import torch
 from attention_edit.attention import engine
+from attention_edit.attention.control import Control
 from attention_edit.attention.edit_masks import EditMasks
 from attention_edit.inversion.record import Inversion
 from attention_edit.inversion.run import ddim_inversion
@@ -67,3 +69,28 @@ def run(  # noqa: PLR0913
 def difference(a: Tensor, b: Tensor) -> float:
     """Largest difference relative to the largest value."""
     return float((a - b).abs().max() / b.abs().max())
+
+
+@dataclass(frozen=True, eq=False)
+class SourceLook(Control):
+    """Every target row attends to the source's keys and values (MasaCtrl without gates): touches all machinery."""
+
+    name = "source look"
+
+    def self_layers(self, family):
+        return family.layers
+
+    def reads_source(self, run):
+        return True
+
+    def self_attention(self, call):
+        assert call.source is not None
+        return call.attend(call.q, call.source.k, call.source.v)
+
+
+@dataclass(frozen=True, eq=False)
+class Idle(SourceLook):
+    """A control whose window is empty."""
+
+    def acts(self, run):
+        return False
