@@ -144,6 +144,7 @@ def latent_pool(vae: load.Autoencoder, device: torch.device, count: int) -> tupl
     if cached is not None:
         latents = cached.to(device)
     else:
+        STATE.mkdir(exist_ok=True)
         save_file({"latents": latents.cpu()}, path)
     shape, colour, background = (torch.cat(x) for x in zip(*scenes, strict=True))
     template = world.sample_scenes(1, 0)
