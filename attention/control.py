@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -25,9 +26,27 @@ class Features:
     k: Tensor
     v: Tensor
 
-    def for_rows(self, chunks: int, batch: int) -> Features:
-        """Repeat S source rows to the rows of `chunks` target chunks of `batch` images each."""
-        return Features(*(_repeat(x, chunks, batch) for x in (self.q, self.k, self.v)))
+
+class SourceRows:
+    """The source's features repeated from S rows to `chunks` target chunks of `batch` images, when asked for."""
+
+    def __init__(self, features: Features, chunks: int, batch: int) -> None:
+        self._features, self._chunks, self._batch = features, chunks, batch
+
+    @cached_property
+    def q(self) -> Tensor:
+        """(R, N, C)."""
+        return _repeat(self._features.q, self._chunks, self._batch)
+
+    @cached_property
+    def k(self) -> Tensor:
+        """(R, N, C)."""
+        return _repeat(self._features.k, self._chunks, self._batch)
+
+    @cached_property
+    def v(self) -> Tensor:
+        """(R, N, C)."""
+        return _repeat(self._features.v, self._chunks, self._batch)
 
 
 def _repeat(x: Tensor, chunks: int, batch: int) -> Tensor:
@@ -65,7 +84,7 @@ class AttentionCall:
     batch: int
     own: Callable[[], Tensor]
     attend: Attend
-    source: Features | None = None
+    source: Features | SourceRows | None = None
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     @property

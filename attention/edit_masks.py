@@ -10,7 +10,7 @@ from torch import Tensor
 from .masks import as_mask, dilate, dilation_radius
 
 TASKS = ("replace or recolour", "edit, keep the object", "change the background", "remove the object")
-"""Mask-guidance strategies (CPAM section 3.5 and A.1; METHODS: mask guidance)."""
+"""Mask-guidance strategies (CPAM section 3.5 and A.1)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from .control import AttentionCall, Features
+from .control import AttentionCall, Features, SourceRows
 from .families import Layer
 from .plan import KEY
 from .run import Call, Phase, Run
@@ -147,8 +147,9 @@ class SiteHook:
                 f"Layer {self.layer.index} has {q.shape[1]} image tokens where its map is {shape[0]}x{shape[1]}: "
                 "another patch merges or tiles tokens (Token Merging, HyperTile). Remove it from the edited model."
             )
-        source = run.captured.get(self.layer.index) if self.kind == "self" else None
+        captured = run.captured.get(self.layer.index) if self.kind == "self" else None
         roles = call.target_roles
+        source = SourceRows(captured, len(roles), call.batch) if captured else None
         for control in run.acting():
             layers = control.self_layers if self.kind == "self" else control.cross_layers
             if self.layer not in layers(run.family):
@@ -164,7 +165,7 @@ class SiteHook:
                 batch=call.batch,
                 own=own,
                 attend=lambda a, b, c: host_attention(a, b, c, options),
-                source=source.for_rows(len(roles), call.batch) if source else None,
+                source=source,
                 extra=extra,
             )
             act = control.self_attention if self.kind == "self" else control.cross_attention

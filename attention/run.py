@@ -77,6 +77,7 @@ class Run:
         sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
         captured: the source's features of the present step by layer index.
         kept: what controls compute once per run, see `once`.
+        acted: controls that have acted in this run.
     """
 
     plan: Plan
@@ -93,7 +94,7 @@ class Run:
     packed_source: Tensor | None = None
     capture_now: Callable[[], None] | None = None
     cross_tokens: dict[tuple[str, int, int], int] = field(default_factory=dict)
-    acted: dict[Control, int] = field(default_factory=dict)
+    acted: set[Control] = field(default_factory=set)
     sites_called: set[tuple[str, int]] = field(default_factory=set)
     evaluations: int = 0
 
@@ -145,10 +146,6 @@ class Run:
             yield
         finally:
             self.phase = before
-
-    def mark(self, control: Control) -> None:
-        """Note that a control acted."""
-        self.acted[control] = self.acted.get(control, 0) + 1
 
     def role_of(self, uuid: Any, index: int) -> str:
         """Whose conditioning a chunk of a UNet call has, by the identity that the host gives each one."""

@@ -146,7 +146,7 @@ def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
     if last > 0:
         z = z / (1 + last * last) ** 0.5
     for control in run.controls:
-        if run.acted.get(control):
+        if control in run.acted:
             z = control.result(run, z)
     return latent_format.process_out(z)
 
@@ -191,7 +191,7 @@ def _predict_noise(
     run.captured.clear()
     given = x
     for control in run.acting():
-        run.mark(control)
+        run.acted.add(control)
         given = control.model_input(run, given, run.sigma)
     if run.inversion is not None and run.reads_source():
         _prepare_source(run, executor.class_obj, timestep, model_options)

@@ -9,8 +9,6 @@ import torch
 import world
 from workflow_file import WorkflowError, find_node
 
-FIRST_SCENE = 900_000_000
-"""The seed behind scene 0 of the Demo Scene node (nodes/demo.py)."""
 SLOT = 0
 """The node's mask is that of the first object."""
 
@@ -29,8 +27,7 @@ def scene_of(prompt: Prompt) -> world.Scenes | None:
         inputs = prompt[find_node(prompt, "AttnEditDemoScene")]["inputs"]
     except WorkflowError:
         return None
-    seed = FIRST_SCENE + inputs["scene"]
-    return world.sample_scenes(1, seed, objects=inputs["objects"], held_out=True)
+    return world.demo_scene(inputs["scene"], inputs["objects"])
 
 
 def task_of(prompt: Prompt) -> str | None:

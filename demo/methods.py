@@ -141,11 +141,14 @@ def _two_per_step(steps: int) -> float:
     return 2 * steps
 
 
+def img2img(strength: float) -> Method:
+    """Image-to-image at a strength in 0..1 as a method of the table."""
+    return Method(f"img2img {strength}", partial(image_to_image, strength=strength), _two_per_step)
+
+
 def _stock() -> list[Method]:
     methods = [Method("autoencoder", round_trip, lambda steps: 0)]
-    for tenth in range(3, 11):
-        run = partial(image_to_image, strength=tenth / 10)
-        methods.append(Method(f"img2img {tenth / 10:.1f}", run, _two_per_step))
+    methods += [img2img(tenth / 10) for tenth in range(3, 11)]
     return [*methods, Method("inpaint", inpaint, _two_per_step)]
 
 

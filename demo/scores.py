@@ -6,15 +6,10 @@ All methods that it knows, but of image-to-image only the strengths that people 
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 import host_process
 
 STRENGTHS = (0.5, 0.75)
-
-
-def _two_per_step(steps: int) -> float:
-    return 2 * steps
 
 
 def main(arguments: list[str]) -> int:
@@ -28,10 +23,9 @@ def main(arguments: list[str]) -> int:
     pack_methods.register()
     chosen = [name for name in methods.METHODS if not name.startswith("img2img")]
     for strength in STRENGTHS:
-        name = f"img2img {strength:g}"
-        run = partial(methods.image_to_image, strength=strength)
-        methods.METHODS.setdefault(name, methods.Method(name, run, _two_per_step))
-        chosen.append(name)
+        method = methods.img2img(strength)
+        methods.METHODS.setdefault(method.name, method)
+        chosen.append(method.name)
     options = ["--edits", "--count", scenes, "--batch", scenes, "--output", folder]
     return evaluation.main([*options, "--methods", *chosen])
 

@@ -136,7 +136,7 @@ def latent_pool(vae: load.Autoencoder, device: torch.device, count: int) -> tupl
     latents = torch.empty(count, 4, 16, 16, dtype=torch.float16, device=device)
     cached = load_file(path)["latents"] if path.exists() else None
     for start in tqdm(range(0, count, chunk), desc="scenes"):
-        part = world.sample_scenes(chunk, SEED + 7_000_000 + start, empty_share=0.04)
+        part = world.sample_scenes(min(chunk, count - start), SEED + 7_000_000 + start, empty_share=0.04)
         if cached is None:
             image = world.render(part.to(device)) * 2 - 1
             latents[start : start + chunk] = vae.encoder(image).half()

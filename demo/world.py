@@ -174,6 +174,11 @@ def sample_scenes(
     )
 
 
+def demo_scene(number: int, objects: int) -> Scenes:
+    """The scene that the Demo Scene node shows for a number; far from the seeds of training and of the tables."""
+    return sample_scenes(1, 900_000_000 + number, objects=objects, held_out=True)
+
+
 def _segment(x: Tensor, y: Tensor, ax: float, ay: float, bx: float, by: float) -> Tensor:
     """Distance to the segment a-b."""
     t = (((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2)).clamp(0, 1)

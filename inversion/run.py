@@ -47,8 +47,8 @@ def prediction_of(model: Any) -> str:
 class _Walker(comfy.samplers.Sampler):
     """A host sampler that hands the raw network to a walk and keeps what it visits."""
 
-    def __init__(self, walk: Walk, kind: str, levels_up: list[float]) -> None:
-        self.walk, self.kind, self.levels = walk, kind, levels_up
+    def __init__(self, walk: Walk, kind: str) -> None:
+        self.walk, self.kind = walk, kind
         self.visited: list[Tensor] = []
 
     def sample(
@@ -89,7 +89,7 @@ def _run_walk(
     model: Any, walk: Walk, start: Tensor, sigmas: list[float], positive: Any, negative: Any, guidance: float
 ) -> list[Tensor]:
     """Walk with the model under a guider; start (B, C, h, w) as a LATENT socket carries it."""
-    walker = _Walker(walk, prediction_of(model), sigmas)
+    walker = _Walker(walk, prediction_of(model))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative if negative is not None else positive)
     guider.set_cfg(guidance)
@@ -129,7 +129,7 @@ def check_latent(latent: dict[str, Any]) -> Tensor:
 def ddim_inversion(
     model: Any, latent: dict[str, Any], conditioning: Conditioning, steps: int, offset: int
 ) -> Inversion:
-    """DDIM inversion of a batch of images with one prompt, at guidance 1 (METHODS: DDIM inversion).
+    """DDIM inversion of a batch of images with one prompt, at guidance 1.
 
     Args:
         model: host MODEL without edits.

@@ -6,9 +6,6 @@ from comfy_api.latest import io
 
 from .sockets import CATEGORY
 
-FIRST_SCENE = 900_000_000
-"""Far from the seeds of training and of the tables in the README."""
-
 
 class DemoModelNode(io.ComfyNode):
     """The demo model."""
@@ -62,6 +59,6 @@ class DemoSceneNode(io.ComfyNode):
     def execute(cls, scene: int, objects: int) -> io.NodeOutput:
         from ..demo import world
 
-        scenes = world.sample_scenes(1, FIRST_SCENE + scene, objects=objects, held_out=True)
+        scenes = world.demo_scene(scene, objects)
         image = world.render(scenes).movedim(1, -1).contiguous()
         return io.NodeOutput(image, world.masks(scenes)[:, 0], world.full_captions(scenes)[0])

@@ -7,12 +7,11 @@ of demo/ are imported by their own names; that folder comes last on sys.path, so
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,17 +37,6 @@ def _find_host() -> Path:
     return host
 
 
-def _import_pack() -> None:
-    """Import the pack under the name attention_edit, as nodes.py of the host does with custom nodes."""
-    spec = importlib.util.spec_from_file_location(
-        "attention_edit", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["attention_edit"] = module
-    spec.loader.exec_module(module)
-
-
 def _enter_host() -> None:
     host = _find_host()
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != PACK]
@@ -63,7 +51,9 @@ def _enter_host() -> None:
 
     assert comfy.cli_args.args.cpu == ON_CPU
     sys.argv = arguments
-    _import_pack()
+    from pack import import_pack
+
+    import_pack()
 
 
 _enter_host()
@@ -98,3 +88,19 @@ def browser() -> Iterator[Browser]:
         opened = playwright.chromium.launch(executable_path=program, headless=True, args=CHROMIUM_FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A tiny SD1.x with random weights."""
+    import tiny
+
+    return tiny.tiny_model()
+
+
+@pytest.fixture(scope="module")
+def inversion(model: Any) -> Any:
+    """A random image inverted with it in four steps."""
+    import edits
+
+    return edits.invert(model)

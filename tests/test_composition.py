@@ -18,16 +18,6 @@ from attention_edit.attention.hooks import SiteHook
 from comfy.patcher_extension import WrappersMP
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def inversion(model):
-    return edits.invert(model)
-
-
 def test_the_source_sees_no_control_and_other_patches_stay(model, inversion):
     """A patch of another pack that was there before is still called, and its result is what we build on."""
     calls = []

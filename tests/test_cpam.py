@@ -28,7 +28,7 @@ def attend(q, k, v):
 
 
 def masked_attention(q, k, v, keys):
-    """METHODS' one definition: log M added to the columns of masked keys."""
+    """The papers' code: log M added to the columns of masked keys."""
     q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + torch.log(keys.double())
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -205,16 +205,6 @@ def test_equation_4():
 
 
 # The same on the host's own model.
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def inversion(model):
-    return edits.invert(model)
 
 
 def test_empty_masks_make_prompt_and_guidance_inert(model, inversion):

@@ -19,16 +19,6 @@ from attention_edit.attention.families import FAMILIES, family_of
 from attention_edit.attention.plan import KEY, plan_of
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def inversion(model):
-    return edits.invert(model)
-
-
 def called_blocks(model, kind):
     """(block, depth, tokens) of every self-attention in the order in which the UNet calls them."""
     seen = []
