@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 import world
 from comfy.clip_model import CLIPTextModel
+from muon import Muon
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from tqdm import tqdm
 SEED = 20_24
 HERE = Path(__file__).parent
 STATE = HERE / ".training"
+OUTER = ("embeddings", "input_blocks.0.", "unet.out.")
 
 
 class Clock:
@@ -39,12 +41,22 @@ class Clock:
 
 
 class Trainer:
-    """Modules with AdamW, a falling learning rate, averaged weights, and a state file to go on from."""
+    """Modules with Muon for their inner matrices and AdamW for the rest, a falling learning rate, averaged
+    weights, and a state file to go on from."""
 
-    def __init__(self, name: str, modules: nn.ModuleDict, steps: int, rate: float, average: float) -> None:
+    def __init__(
+        self, name: str, modules: nn.ModuleDict, steps: int, rate: float, average: float, outer: tuple[str, ...]
+    ) -> None:
+        """`outer`: parts of the names of weights that meet the input or the output, which Muon does not suit."""
         self.path, self.modules, self.steps, self.rate = STATE / f"{name}.safetensors", modules, steps, rate
         self.weights = [p for p in modules.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+        inner = [p for n, p in modules.named_parameters() if p.ndim > 1 and not any(part in n for part in outer)]
+        chosen = {id(p) for p in inner}
+        rest = [p for p in self.weights if id(p) not in chosen]
+        self.optimizers = [
+            Muon(inner, rate),
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01),
+        ]
         self.average, self.averaged = average, [p.detach().clone() for p in self.weights]
         self.step = 0
         if self.path.exists():
@@ -53,14 +65,15 @@ class Trainer:
     def update(self, loss: Tensor) -> None:
         """One optimiser step."""
         warm = min(1.0, (self.step + 1) / 200)
-        # Constant, then linear to nothing over the last fifth: a stopped run may be given other steps.
-        decay = min(1.0, 5 * (1 - self.step / self.steps) + 0.01)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * warm * decay
-        self.optimizer.zero_grad(set_to_none=True)
+        # Constant, then linear to nothing over the second half: a stopped run may be given other steps.
+        decay = min(1.0, 2 * (1 - self.step / self.steps) + 0.01)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = self.rate * warm * decay
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         # The average forgets quickly at first, so that the random start leaves it.
         keep = min(self.average, (1 + self.step) / (10 + self.step))
@@ -80,7 +93,8 @@ class Trainer:
         tensors = {"step": torch.tensor(self.step)}
         for i, (weight, mean) in enumerate(zip(self.weights, self.averaged, strict=True)):
             tensors |= {f"{i}.weight": weight.detach(), f"{i}.mean": mean}
-            tensors |= {f"{i}.{k}": v for k, v in self.optimizer.state[weight].items()}
+            for optimizer in self.optimizers:
+                tensors |= {f"{i}.{k}": v for k, v in optimizer.state.get(weight, {}).items()}
         part = self.path.with_suffix(".part")
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
         part.replace(self.path)
@@ -88,22 +102,25 @@ class Trainer:
     def _load(self) -> None:
         tensors = load_file(self.path)
         self.step = int(tensors["step"])
+        places = {id(weight): i for i, weight in enumerate(self.weights)}
         with torch.no_grad():
             for i, (weight, mean) in enumerate(zip(self.weights, self.averaged, strict=True)):
                 weight.copy_(tensors[f"{i}.weight"])
                 mean.copy_(tensors[f"{i}.mean"])
-                moments = {k: tensors.get(f"{i}.{k}") for k in ("exp_avg", "exp_avg_sq", "step")}
-                # The file has every tensor contiguous; the optimiser wants the weights' own strides.
-                self.optimizer.state[weight] = {
-                    k: v if k == "step" else torch.empty_like(weight).copy_(v)
-                    for k, v in moments.items()
-                    if v is not None
-                }
+            for optimizer in self.optimizers:
+                for weight in optimizer.param_groups[0]["params"]:
+                    kept = {k: tensors.get(f"{places[id(weight)]}.{k}") for k in ("exp_avg", "exp_avg_sq", "step")}
+                    # The file has every tensor contiguous; the optimiser wants the weights' own strides.
+                    optimizer.state[weight] = {
+                        k: v if k == "step" else torch.empty_like(weight).copy_(v)
+                        for k, v in kept.items()
+                        if v is not None
+                    }
 
 
 def train_autoencoder(vae: load.Autoencoder, device: torch.device, steps: int, batch: int, clock: Clock) -> bool:
     """Pixels to 8x smaller latents of about unit spread and back. True when all steps are done."""
-    trainer = Trainer("autoencoder", nn.ModuleDict({"vae": vae}), steps, 2e-3, 0.99)
+    trainer = Trainer("autoencoder", nn.ModuleDict({"vae": vae}), steps, 2e-3, 0.99, ("",))
     rng = torch.Generator(device).manual_seed(SEED + trainer.step)
     bar = tqdm(total=steps, initial=trainer.step, desc="autoencoder")
     while trainer.step < steps and not clock.over():
@@ -178,7 +195,7 @@ def train_diffusion(
     table = network.tokenize(captions.all_captions()).to(device)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0).float().to(device)
-    trainer = Trainer("diffusion", nn.ModuleDict({"unet": unet, "text": text}), steps, 8e-4, 0.999)
+    trainer = Trainer("diffusion", nn.ModuleDict({"unet": unet, "text": text}), steps, 6e-4, 0.999, OUTER)
     rng = torch.Generator(device).manual_seed(SEED + 1 + trainer.step)
     bar = tqdm(total=steps, initial=trainer.step, desc="diffusion")
     running = None
@@ -186,11 +203,13 @@ def train_diffusion(
         chosen = torch.randint(len(latents), (batch,), generator=rng, device=device)
         said = captions.training_captions(_captioned(scenes, chosen), rng)
         unique, place = said.unique(return_inverse=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16):
             context = encode_text(text, table[unique])[place]
             clean = latents[chosen].float()
             noise = torch.randn(clean.shape, generator=rng, device=device)
-            t = torch.randint(1000, (batch,), generator=rng, device=device)
+            # One level from every part of the range: less noise in the loss than levels drawn apart.
+            place_in_range = torch.arange(batch, device=device) + torch.rand(batch, generator=rng, device=device)
+            t = (place_in_range * 1000 / batch).long().clamp(max=999)
             alpha = alphas[t].view(-1, 1, 1, 1)
             noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
             predicted = unet(noisy, t.float(), context=context)

@@ -1,0 +1,54 @@
+"""Muon: steps along the orthogonal factor of a weight matrix's momentum (Jordan et al. 2024).
+
+The demo model learns about twice as fast with it as with AdamW alone. torch has it for plain matrices only;
+this one also takes convolutions (as out x in·h·w) and works on all weights of one shape together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest matrix (N, m, n) with orthonormal rows or columns: five Newton-Schulz iterations."""
+    x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    for _ in range(5):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, as long as AdamW's steps are (Liu et al. 2025), so that both share a rate."""
+
+    def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every weight that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    shapes.setdefault(weight.shape, []).append(weight)
+            for shape, weights in shapes.items():
+                ahead = [self._momentum(weight, group["momentum"]).flatten(1) for weight in weights]
+                length = 0.2 * max(shape[0], shape[1:].numel()) ** 0.5
+                for weight, direction in zip(weights, orthogonal(torch.stack(ahead)), strict=True):
+                    weight.mul_(1 - group["lr"] * group["decay"])
+                    weight.add_(direction.view(shape), alpha=-group["lr"] * length)
+
+    def _momentum(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(weight)
+        state["exp_avg"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["exp_avg"], momentum)
