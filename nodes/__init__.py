@@ -7,9 +7,11 @@ from comfy_api.latest import io
 from .cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
 from .demo import DemoModelNode, DemoSceneNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
+from .prompt import PromptNode
 from .setup import EditSetupNode
 
 NODES: list[type[io.ComfyNode]] = [
+    PromptNode,
     InvertNode,
     ReconstructNode,
     SaveInversionNode,
