@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .control import Control
-from .masks import for_batch, resize
+from .masks import check_aspect, for_batch, resize
 from .run import Run
 
 
@@ -35,6 +35,10 @@ class ExactBackground(Control):
     def _cells(self, like: Tensor) -> Tensor:
         cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
         return for_batch(cells, like.shape[0], "mask of Exact Background")[:, None].to(like)
+
+    def prepare(self, run: Run) -> None:
+        """Refuse a mask of another picture before anything is computed."""
+        check_aspect(self.changed, run.size, "mask of Exact Background")
 
     def acts(self, run: Run) -> bool:
         return run.inversion is not None and run.step >= round(self.start * run.steps)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .control import AttentionCall, Control
 from .edit_masks import EditMasks
 from .families import Family, Layer
-from .masks import for_batch, resize
+from .masks import check_aspect, for_batch, resize
 from .run import Run
 
 NULL = "cpam null text"
@@ -75,7 +75,9 @@ class CPAM(Control):
         return family.layers if self.localized else ()
 
     def prepare(self, run: Run) -> None:
-        """Draw which layers of which steps are normal, from the run's seed (one Bernoulli draw per pair)."""
+        """Check the masks, and draw which layers of which steps are normal from the run's seed (one Bernoulli each)."""
+        for mask in (self.masks.source, self.masks.target):
+            check_aspect(mask, run.size, "edit mask")
         rng = torch.Generator().manual_seed(run.seed)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
         run.once((self, "normal"), lambda: (draws < self.normal_share).tolist())

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from .masks import as_mask, dilate, dilation_radius
 
-TASKS = ("replace or recolour", "edit, keep the object", "change the background", "remove the object")
+TASKS = (
+    "replace or recolour",
+    "edit, keep the object",
+    "change the background",
+    "remove the object",
+    "add an object",
+    "edit a part or region",
+)
 """Mask-guidance strategies (CPAM section 3.5 and A.1)."""
+REGION_TASKS = TASKS[4:]
+"""Tasks whose mask is the region to be altered: it is taken as it is drawn, as source and target mask alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +44,11 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
     """Masks for a task.
 
     Args:
-        mask: (H, W) or (M, H, W), the object (for a new background too: the object to keep).
+        mask: (H, W) or (M, H, W), the object (for a new background too: the object to keep; for an added object
+            or a part: the region to alter).
         task: one of TASKS.
-        dilation: kernel side as a share of the square root of the mask's area (0.1 in the official code).
+        dilation: kernel side as a share of the square root of the mask's area (0.1 in the official code). Not used
+            by REGION_TASKS.
         invert: the mask selects the opposite.
 
     Raises:
@@ -54,6 +65,8 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
             f"The mask selects {which}. Draw the object in Load Image's mask editor, or connect a segmentation; "
             "an image without transparency gives an empty mask."
         )
+    if task in REGION_TASKS:
+        return EditMasks(source=chosen, target=chosen, retain=False, changed=chosen)
     radius = max(1, dilation_radius(chosen, dilation)) if dilation > 0 else 0
     if task == "change the background":
         ground = ~chosen

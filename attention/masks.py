@@ -11,16 +11,41 @@ RULES = ("nearest", "majority", "any")
 
 
 def as_mask(mask: Tensor, name: str) -> Tensor:
-    """A MASK socket's tensor as (M, H, W) bool on the CPU.
+    """A MASK socket's tensor as (M, H, W) bool on the CPU: selected where it is above a half.
+
+    A fourth dimension of size 1, which some segmentation nodes leave in second or last place, is dropped.
 
     Raises:
-        ValueError: not two- or three-dimensional, or without pixels.
+        ValueError: of another shape, or without pixels.
     """
     if mask.ndim == 2:
         mask = mask[None]
+    if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[3]):
+        mask = mask[:, 0] if mask.shape[1] == 1 else mask[..., 0]
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"The {name} must be a mask of shape (M, H, W), not {tuple(mask.shape)}.")
     return mask.detach().float().cpu() > 0.5
+
+
+def check_aspect(mask: Tensor, size: tuple[int, int], name: str) -> None:
+    """Refuse a mask of another picture: of any size, but of the shape of an image that the latent can be from.
+
+    An encoder rounds an image's sides down to multiples of 8, and a map's or a small mask's sides are rounded too,
+    so each side may be off by less than one of its own cells.
+
+    Args:
+        mask: (M, H, W).
+        size: (h, w) of the latent.
+
+    Raises:
+        ValueError: width and height are in another proportion.
+    """
+    (height, width), (h, w) = mask.shape[-2:], size
+    if height * w >= (h + 1) * (width + 1) or width * h >= (w + 1) * (height + 1):
+        raise ValueError(
+            f"The {name} is {width}x{height}, but the image is about {8 * w}x{8 * h}: it belongs to a picture of "
+            "another shape. Crop or pad the mask as the image was, or draw it on the image that is encoded."
+        )
 
 
 def resize(mask: Tensor, size: tuple[int, int], rule: str = "nearest") -> Tensor:

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from .cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
 from .demo import DemoModelNode, DemoSceneNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
+from .masks import CompositeNode
 from .prompt import PromptNode
 from .setup import EditSetupNode
 
@@ -19,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     EditMasksNode,
     CPAMNode,
     ExactBackgroundNode,
+    CompositeNode,
     EditSetupNode,
     DemoModelNode,
     DemoSceneNode,

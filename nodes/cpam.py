@@ -30,7 +30,8 @@ class EditMasksNode(io.ComfyNode):
             inputs=[
                 io.Mask.Input(
                     "mask",
-                    tooltip="The object. For a new background too: mask the object that stays.",
+                    tooltip="The object. For a new background too: mask the object that stays. To add an object or "
+                    "edit a part: the region to alter. Any size, of the image's shape; one mask, or one per image.",
                 ),
                 io.Combo.Input(
                     "task",
@@ -38,7 +39,7 @@ class EditMasksNode(io.ComfyNode):
                     default=TASKS[0],
                     tooltip="Replace or recolour: the object may become anything. Keep the object: its look stays, "
                     "pose and shape may change. Change the background: everything but the object. Remove: the prompt "
-                    "is not used.",
+                    "is not used. Add, edit a part: the prompt fills exactly the region that you drew.",
                 ),
                 io.Float.Input(
                     "dilation",
@@ -47,7 +48,7 @@ class EditMasksNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="Grows the mask, as a share of the object's size. Raise it when the new shape is larger, "
-                    "or when a removed object leaves an edge or a shadow.",
+                    "or when a removed object leaves an edge or a shadow. Not used to add an object or edit a part.",
                 ),
                 io.Boolean.Input("invert", default=False, tooltip="The mask selects what is not the object."),
             ],

@@ -11,10 +11,9 @@ import torch
 from attention_edit.attention import cpam as module
 from attention_edit.attention.control import AttentionCall, Features
 from attention_edit.attention.cpam import CPAM, NULL
-from attention_edit.attention.edit_masks import TASKS, edit_masks
 from attention_edit.attention.families import SD1
 from attention_edit.attention.hooks import Own
-from attention_edit.attention.masks import dilate, resize
+from attention_edit.attention.masks import resize
 from attention_edit.attention.plan import Plan
 from attention_edit.attention.run import Run
 
@@ -273,44 +272,3 @@ def test_other_families(kind, v):
     edited = edits.run(model, inversion, CPAM(edits.masks(retain=True), normal_share=0.0), kind=kind)
     assert torch.isfinite(edited).all()
     assert not torch.equal(edited, edits.run(model, inversion, kind=kind))
-
-
-# Masks.
-
-
-def test_tasks():
-    mask = edits.box().float()
-    replace, retain, ground, remove = (edit_masks(mask, task, 0.1) for task in TASKS)
-    assert torch.equal(replace.source, edits.box()) and replace.target[edits.box()].all()
-    assert replace.target.sum() > replace.source.sum()
-    assert retain.retain and not replace.retain
-    assert torch.equal(ground.source, ~edits.box())
-    assert not remove.target.any() and torch.equal(remove.source, replace.target)
-    assert torch.equal(edit_masks(1 - mask, TASKS[0], 0.1, invert=True).source, replace.source)
-
-
-@pytest.mark.parametrize(("mask", "word"), [(edits.NONE, "nothing"), (edits.ALL, "everything")])
-def test_masks_that_select_nothing_or_everything_are_refused(mask, word):
-    with pytest.raises(ValueError, match=word):
-        edit_masks(mask.float(), TASKS[0], 0.1)
-
-
-def test_masks_of_a_wrong_shape_are_refused():
-    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\)"):
-        edit_masks(torch.ones(1, 3, 8, 8), TASKS[0], 0.1)
-
-
-def test_dilation_is_symmetric_and_can_shrink():
-    point = torch.zeros(1, 9, 9, dtype=torch.bool)
-    point[0, 4, 4] = True
-    grown = dilate(point, 2)
-    assert grown[0, 2:7, 2:7].all() and int(grown.sum()) == 25
-    assert torch.equal(dilate(grown, -2), point) and torch.equal(dilate(point, 0), point)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 16), (64, 48)])
-def test_resize_never_loses_a_mask(size):
-    for rule in ("nearest", "majority", "any"):
-        assert resize(edits.box(3, 5, 1, 1), size, rule).any()
-        assert not resize(edits.NONE, size, rule).any()
-        assert resize(edits.ALL, size, rule).all()

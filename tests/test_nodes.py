@@ -87,6 +87,7 @@ def test_defaults_are_allowed(name: str, info: dict[str, Any]) -> None:
         ("object removal", "AttnEditCPAM"),
         ("mask guidance", "AttnEditMasks"),
         ("latent blending", "AttnEditBackground"),
+        ("paste back", "AttnEditComposite"),
         ("inverted noise", "AttnEditSetup"),
     ],
 )

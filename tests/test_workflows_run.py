@@ -60,8 +60,10 @@ def prompt_of(server: ComfyServer, name: str) -> Prompt:
     return to_prompt(read_workflow(FOLDER / f"{name}.json"), server.object_info())
 
 
-def add_round_trip(prompt: Prompt) -> None:
-    """What the autoencoder alone makes of the source, as one more output."""
+def add_outputs(prompt: Prompt) -> None:
+    """Two more outputs: the edit as it is decoded, and what the autoencoder alone makes of the source."""
+    inputs = {"images": [find_node(prompt, "VAEDecode"), 0]}
+    prompt["decoded"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": "Decoded"}}
     encode = find_node(prompt, "VAEEncode")
     vae = prompt[encode]["inputs"]["vae"]
     decode = {"class_type": "VAEDecode", "inputs": {"samples": [encode, 0], "vae": vae}, "_meta": {"title": "Decode"}}
@@ -84,7 +86,7 @@ def execute(server: ComfyServer, name: str, prompt: Prompt) -> Made:
 def edit(request: pytest.FixtureRequest, server: ComfyServer) -> Made:
     """A shipped edit, run once for all tests."""
     prompt = prompt_of(server, request.param.stem)
-    add_round_trip(prompt)
+    add_outputs(prompt)
     return execute(server, request.param.stem, prompt)
 
 
@@ -106,19 +108,29 @@ def test_shows_the_scene_and_an_edit_of_its_size(edit: Made) -> None:
 
 
 def assert_kept(made: Made) -> None:
-    """Outside the changed mask the edit loses at most 0.5 dB to what the autoencoder loses by itself."""
+    """Outside the changed mask the decoded edit loses at most 0.5 dB to what the autoencoder loses by itself."""
     kept = 1 - metrics.dilate(made.images["May Change"][:, :1], MARGIN)
     assert kept.sum() > 1000
     alone = metrics.psnr(made.images["Round trip"], made.images["Before"], kept)
-    edited = metrics.psnr(made.images["After"], made.images["Before"], kept)
+    edited = metrics.psnr(made.images["Decoded"], made.images["Before"], kept)
     assert edited > alone - 0.5
+
+
+def test_composites_the_very_pixels(edit: Made) -> None:
+    """Where Composite in Pixels is in the workflow, every byte beyond its feather is the source's."""
+    feathers = [e["inputs"]["feather"] for e in edit.prompt.values() if e["class_type"] == "AttnEditComposite"]
+    assert feathers or edit.name == "cpam-background"
+    for feather in feathers:
+        kept = (metrics.dilate(edit.images["May Change"][:, :1], feather) < 0.5).expand_as(edit.images["After"])
+        assert kept.sum() > 1000
+        assert torch.equal(edit.images["After"][kept], edit.images["Before"][kept])
 
 
 def test_keeps_what_is_not_masked(edit: Made, server: ComfyServer) -> None:
     if edit.name == "cpam-background":
         # No pixel of the scene's object lies two cells inside it, so here the ground is what stays.
         prompt = prompt_of(server, edit.name)
-        add_round_trip(prompt)
+        add_outputs(prompt)
         edit = execute(server, edit.name, override(prompt, "AttnEditMasks", invert=True))
     assert_kept(edit)
 
