@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .families import Family, Layer
@@ -20,7 +21,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Queries, keys and values of one self-attention layer, each (R, N, C), heads side by side in C."""
+    """Queries, keys and values of one attention: q (R, N, C), k and v (R, L, C), heads side by side in C."""
 
     q: Tensor
     k: Tensor
@@ -28,34 +29,39 @@ class Features:
 
 
 class SourceRows:
-    """The source's features repeated from S rows to `chunks` target chunks of `batch` images, when asked for."""
+    """The source's features repeated to the target's rows, each part when it is first asked for.
 
-    def __init__(self, features: Features, chunks: int, batch: int) -> None:
-        self._features, self._chunks, self._batch = features, chunks, batch
+    Args:
+        chunks: the features that each target chunk reads, S rows each.
+        batch: images per chunk; S is 1 or the batch.
+    """
+
+    def __init__(self, chunks: Sequence[Features], batch: int) -> None:
+        self._chunks, self._batch = chunks, batch
 
     @cached_property
     def q(self) -> Tensor:
         """(R, N, C)."""
-        return _repeat(self._features.q, self._chunks, self._batch)
+        return torch.cat([_expand(features.q, self._batch) for features in self._chunks])
 
     @cached_property
     def k(self) -> Tensor:
-        """(R, N, C)."""
-        return _repeat(self._features.k, self._chunks, self._batch)
+        """(R, L, C)."""
+        return torch.cat([_expand(features.k, self._batch) for features in self._chunks])
 
     @cached_property
     def v(self) -> Tensor:
-        """(R, N, C)."""
-        return _repeat(self._features.v, self._chunks, self._batch)
+        """(R, L, C)."""
+        return torch.cat([_expand(features.v, self._batch) for features in self._chunks])
 
 
-def _repeat(x: Tensor, chunks: int, batch: int) -> Tensor:
+def _expand(x: Tensor, batch: int) -> Tensor:
     if x.shape[0] not in (1, batch):
         raise ValueError(
             f"The inversion holds {x.shape[0]} image(s), but the sampler runs a batch of {batch}. Use one image, "
             "or as many as the batch."
         )
-    return x.expand(batch, -1, -1).repeat(chunks, 1, 1)
+    return x.expand(batch, *x.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,13 @@ class AttentionCall:
         own: computes the target's attention as it would be without this control (earlier controls and other
             packs' patches included).
         attend: plain attention on any queries, keys and values.
-        source: the source's features repeated to the target rows, in self-attention where asked for.
+        source: the source's features repeated to the target rows, where a control asked for them: those of the
+            source prompt for every chunk. In cross-attention k and v hold the source's own L tokens.
+        halves: the same, but each chunk's own half of guidance where the source has both (see
+            `Control.both_halves`).
+        heads: attention heads that lie side by side in C.
+        lengths: per chunk, the number of its prompt's own text tokens. The host repeats prompts to a common
+            length; the first `lengths[i]` tokens of k and v hold all that there is.
         extra: keys and values (R, L, C) of the contexts that controls asked for, in cross-attention.
     """
 
@@ -85,12 +97,41 @@ class AttentionCall:
     own: Callable[[], Tensor]
     attend: Attend
     source: Features | SourceRows | None = None
+    halves: Features | SourceRows | None = None
+    heads: int = 1
+    lengths: tuple[int, ...] = ()
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     @property
     def plain(self) -> bool:
         """Whether `own` is plain attention on q, k and v, so that parts of it may be computed alone."""
         return getattr(self.own, "plain", False)
+
+    def rows(self, chunk: int) -> slice:
+        """The rows of a chunk."""
+        return slice(chunk * self.batch, (chunk + 1) * self.batch)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Attention that a control computes anew instead of standing on `own`; two such controls exclude each other.
+
+    Attributes:
+        kind: "self" or "cross".
+        layers: where.
+        start, end: during which share of the steps, 0 to 1.
+    """
+
+    kind: str
+    layers: tuple[Layer, ...]
+    start: float = 0.0
+    end: float = 1.0
+
+    def shared(self, other: Claim) -> tuple[Layer, ...]:
+        """Layers that both claim at the same time."""
+        if self.kind != other.kind or max(self.start, other.start) >= min(self.end, other.end):
+            return ()
+        return tuple(layer for layer in self.layers if layer in other.layers)
 
 
 class Control:
@@ -101,16 +142,23 @@ class Control:
     """
 
     name = "control"
+    both_halves: bool = False
+    """Whether each half of guidance reads its own half of the source. Costs a second source row per step, unless
+    the source prompt is the negative prompt (both empty, as for photographs): then the halves are the same."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         return self
 
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
-        """Layers whose self-attention this control changes."""
+        """Layers whose self-attention this control changes or looks at."""
         return ()
 
     def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        """Layers whose cross-attention this control changes."""
+        """Layers whose cross-attention this control changes or looks at."""
+        return ()
+
+    def replaces(self, family: Family) -> tuple[Claim, ...]:
+        """What this control computes anew. Within a layer it then comes before the controls that stand on `own`."""
         return ()
 
     def prepare(self, run: Run) -> None:
@@ -123,6 +171,14 @@ class Control:
     def reads_source(self, run: Run) -> bool:
         """Whether the source's features are needed at the run's present step."""
         return False
+
+    def reads_self(self, run: Run) -> tuple[Layer, ...]:
+        """Layers whose self-attention features of the source are read at the present step, if any are."""
+        return self.self_layers(run.family)
+
+    def reads_cross(self, run: Run) -> tuple[Layer, ...]:
+        """Layers whose cross-attention features of the source are read at the present step, if any are."""
+        return ()
 
     def self_attention(self, call: AttentionCall) -> Tensor:
         """The target rows' self-attention output (R, N, C)."""

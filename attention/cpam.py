@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .control import AttentionCall, Control
+from .control import AttentionCall, Claim, Control
 from .edit_masks import EditMasks
 from .families import Family, Layer
 from .masks import check_aspect, for_batch, resize
@@ -73,6 +73,9 @@ class CPAM(Control):
 
     def cross_layers(self, family: Family) -> tuple[Layer, ...]:
         return family.layers if self.localized else ()
+
+    def replaces(self, family: Family) -> tuple[Claim, ...]:
+        return (Claim("self", family.layers, 0.0, self.end),)
 
     def prepare(self, run: Run) -> None:
         """Check the masks, and draw which layers of which steps are normal from the run's seed (one Bernoulli each)."""

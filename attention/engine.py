@@ -12,10 +12,10 @@ from typing import Any
 
 from ..inversion.record import Inversion
 from .control import Control
-from .families import Layer, family_of
+from .families import Family, Layer, family_of
 from .hooks import SiteHook, append_contexts
 from .plan import KEY, Plan, plan_of
-from .run import source_conditioning
+from .source import source_conditioning
 from .wrappers import WRAPPERS
 
 
@@ -27,12 +27,15 @@ def install(model: Any, control: Control, inversion: Inversion | None = None, pa
         packed: run the source in the target's UNet call; None leaves it as it is.
 
     Raises:
-        ValueError: unknown model family, or another inversion than that of earlier controls.
+        ValueError: unknown model family, another inversion than that of earlier controls, or a control that
+            excludes an earlier one.
     """
     family, plan = family_of(model), plan_of(model)
     if inversion is not None:
         source_conditioning(inversion.conditioning)
         plan = plan.with_source(inversion)
+    for earlier in plan.controls:
+        _check_apart(earlier, control, family)
     plan = replace(plan, controls=(*plan.controls, control), packed=plan.packed if packed is None else packed)
     patched = with_plan(model, plan)
     for layer in control.self_layers(family):
@@ -44,6 +47,21 @@ def install(model: Any, control: Control, inversion: Inversion | None = None, pa
     if cross and append_contexts not in patches.get("attn2_patch", []):
         patched.set_model_attn2_patch(append_contexts)
     return patched
+
+
+def _check_apart(first: Control, second: Control, family: Family) -> None:
+    """Raise ValueError if two controls compute the same attention anew: one of them would do nothing."""
+    for one in first.replaces(family):
+        for other in second.replaces(family):
+            shared = one.shared(other)
+            if shared:
+                start, end = max(one.start, other.start), min(one.end, other.end)
+                raise ValueError(
+                    f"{first.name} and {second.name} do not go together here: both replace the {one.kind}-attention "
+                    f"of {len(shared)} layers ({shared[0].index} to {shared[-1].index}) from {start:.0%} to {end:.0%} "
+                    "of the steps, so that one of them would do nothing. Remove one, or set their windows or layers "
+                    "apart."
+                )
 
 
 def with_plan(model: Any, plan: Plan) -> Any:

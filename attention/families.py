@@ -34,10 +34,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family and its layers."""
+    """A model family and its layers.
+
+    Attributes:
+        side: side of the latent at the size that the family draws best (512 pixels: 64).
+    """
 
     name: str
     layers: tuple[Layer, ...]
+    side: int
+
+    def up_to(self, side: int) -> tuple[Layer, ...]:
+        """Layers with at most side x side tokens at the family's own size.
+
+        The editing papers choose layers by their number of tokens at 512 pixels: N <= 32 x 32. Counting at the
+        family's own size keeps the choice the same for every size of image.
+        """
+        return tuple(layer for layer in self.layers if layer.scale * side >= self.side)
 
 
 def _layers(blocks: list[tuple[str, int, int, int]]) -> tuple[Layer, ...]:
@@ -59,9 +72,9 @@ _SDXL_BLOCKS = [
     *[("output", number, 10, 4) for number in (0, 1, 2)],
     *[("output", number, 2, 2) for number in (3, 4, 5)],
 ]
-SD1 = Family("SD1.x", _layers(_SD1_BLOCKS))
-SD2 = Family("SD2.x", _layers(_SD1_BLOCKS))
-SDXL = Family("SDXL", _layers(_SDXL_BLOCKS))
+SD1 = Family("SD1.x", _layers(_SD1_BLOCKS), side=64)
+SD2 = Family("SD2.x", _layers(_SD1_BLOCKS), side=64)
+SDXL = Family("SDXL", _layers(_SDXL_BLOCKS), side=128)
 FAMILIES = (SD1, SD2, SDXL)
 
 _BY_CONFIG = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .control import AttentionCall, Features, SourceRows
 from .families import Layer
-from .plan import KEY
+from .plan import KEY, KEY_NEGATIVE
 from .run import Call, Phase, Run
 
 UNCONDITIONAL = ("negative", "empty_negative_prompt")
@@ -105,13 +106,12 @@ class SiteHook:
         tokens = self._own_tokens(options, k)
         source_rows, target_rows = call.source_rows, call.target_rows
         whole = Own(lambda: self._before(q, k[:, :tokens], v[:, :tokens], options, mask), plain=False)
+        self._capture(call, q, k, v)
         if len(target_rows) == 0:
-            self._capture(call.run, Features(q, k, v))
             return whole()
         if len(source_rows) == 0:
             return self._controlled(call, q, k, v, options, whole)
         # Packed: the source's rows are ahead of the target's in time, whatever their place in the batch.
-        self._capture(call.run, Features(q[source_rows], k[source_rows], v[source_rows]))
         out = torch.empty_like(q)
         if self.previous is None:
             k_source, v_source = k[source_rows, :tokens], v[source_rows, :tokens]
@@ -128,9 +128,17 @@ class SiteHook:
             return self.previous(q, k, v, options)
         return host_attention(q, k, v, options, mask)
 
-    def _capture(self, run: Run, features: Features) -> None:
-        if self.kind == "self" and run.reads_source():
-            run.captured[self.layer.index] = features
+    def _capture(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep the source's features, if a control reads them, without the host's repetition of its text."""
+        if not call.sources or not call.run.reads(self.kind, self.layer):
+            return
+        captured = call.run.captured.setdefault((self.kind, self.layer.index), {})
+        for role, length, rows in call.sources:
+            text = slice(length or None) if self.kind == "cross" else slice(None)
+            alone = len(rows) == len(q)
+            captured[role] = (
+                Features(q, k[:, text], v[:, text]) if alone else Features(q[rows], k[rows, text], v[rows, text])
+            )
 
     def _controlled(
         self, call: Call, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], own: Own | None
@@ -147,30 +155,56 @@ class SiteHook:
                 f"Layer {self.layer.index} has {q.shape[1]} image tokens where its map is {shape[0]}x{shape[1]}: "
                 "another patch merges or tiles tokens (Token Merging, HyperTile). Remove it from the edited model."
             )
-        captured = run.captured.get(self.layer.index) if self.kind == "self" else None
+        call_of = self._calls(call, q, k, v, options, (int(shape[0]), int(shape[1])), extra)
+        for control in run.acting_at(self.kind, self.layer):
+            act = control.self_attention if self.kind == "self" else control.cross_attention
+            own = Own(partial(act, call_of(own)), plain=False)
+        return own()
+
+    def _calls(
+        self,
+        call: Call,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        options: dict[str, Any],
+        shape: tuple[int, int],
+        extra: dict[str, tuple[Tensor, Tensor]] | None,
+    ) -> Callable[[Own], AttentionCall]:
+        """What the controls are handed: the same for all of them, but for what each stands on."""
         roles = call.target_roles
-        source = SourceRows(captured, len(roles), call.batch) if captured else None
-        for control in run.acting():
-            layers = control.self_layers if self.kind == "self" else control.cross_layers
-            if self.layer not in layers(run.family):
-                continue
-            handed = AttentionCall(
-                run=run,
+        conditional = tuple(role not in UNCONDITIONAL for role in roles)
+        captured = call.run.captured.get((self.kind, self.layer.index))
+        source = halves = None
+        if captured:
+            prompt = captured[KEY]
+            own_half = [
+                prompt if is_conditional else captured.get(KEY_NEGATIVE, prompt) for is_conditional in conditional
+            ]
+            source = halves = SourceRows([prompt] * len(roles), call.batch)
+            if KEY_NEGATIVE in captured:
+                halves = SourceRows(own_half, call.batch)
+
+        def call_of(own: Own) -> AttentionCall:
+            return AttentionCall(
+                run=call.run,
                 layer=self.layer,
-                shape=(int(shape[0]), int(shape[1])),
+                shape=shape,
                 q=q,
                 k=k,
                 v=v,
-                conditional=tuple(role not in UNCONDITIONAL for role in roles),
+                conditional=conditional,
                 batch=call.batch,
                 own=own,
                 attend=lambda a, b, c: host_attention(a, b, c, options),
                 source=source,
+                halves=halves,
+                heads=options["n_heads"],
+                lengths=tuple(n or k.shape[1] for n in call.target_lengths),
                 extra=extra,
             )
-            act = control.self_attention if self.kind == "self" else control.cross_attention
-            own = Own(lambda act=act, handed=handed: act(handed), plain=False)
-        return own()
+
+        return call_of
 
 
 def host_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None) -> Tensor:

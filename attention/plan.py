@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 KEY = "attention_edit"
 """Our name in the host's dictionaries: transformer options, wrappers and conditionings."""
+KEY_NEGATIVE = f"{KEY}_negative"
+"""The source with the negative prompt, where a control reads both halves of guidance."""
+SOURCES = (KEY, KEY_NEGATIVE)
 
 
 @dataclass(frozen=True, eq=False)

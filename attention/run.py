@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inversion.record import Conditioning, Inversion
-from .control import Control, Features
-from .families import Family
-from .plan import KEY, Plan
+from ..inversion.record import Inversion
+from .control import Control
+from .families import Family, Layer
+from .plan import KEY, SOURCES, Plan
 
 
 class Phase(Enum):
@@ -31,15 +31,17 @@ class Call:
     """One UNet call: whose rows it holds.
 
     Attributes:
-        roles: per chunk of `batch` rows, the key of its conditioning: "positive", "negative", ... or KEY for the
-            source.
+        roles: per chunk of `batch` rows, the key of its conditioning: "positive", "negative", ... or one of
+            SOURCES.
         batch: rows per chunk.
+        lengths: per chunk, the text tokens of its conditioning.
     """
 
     run: Run
     roles: tuple[str, ...]
     batch: int
     device: torch.device
+    lengths: tuple[int, ...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         return self
@@ -47,22 +49,32 @@ class Call:
     @cached_property
     def source_rows(self) -> Tensor:
         """Indices of the source's rows."""
-        return self._rows(True)
+        return self._rows([i for i, role in enumerate(self.roles) if role in SOURCES])
 
     @cached_property
     def target_rows(self) -> Tensor:
         """Indices of the target's rows."""
-        return self._rows(False)
+        return self._rows([i for i, role in enumerate(self.roles) if role not in SOURCES])
 
-    def _rows(self, source: bool) -> Tensor:
-        chunks = [i for i, role in enumerate(self.roles) if (role == KEY) == source]
+    @cached_property
+    def sources(self) -> tuple[tuple[str, int, Tensor], ...]:
+        """The source's chunks: role, text tokens and indices of the rows."""
+        chunks = zip(self.roles, self.lengths, strict=True)
+        return tuple((role, n, self._rows([i])) for i, (role, n) in enumerate(chunks) if role in SOURCES)
+
+    def _rows(self, chunks: list[int]) -> Tensor:
         rows = [c * self.batch + b for c in chunks for b in range(self.batch)]
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     @property
     def target_roles(self) -> tuple[str, ...]:
         """Roles of the chunks that are not the source's."""
-        return tuple(role for role in self.roles if role != KEY)
+        return tuple(role for role in self.roles if role not in SOURCES)
+
+    @property
+    def target_lengths(self) -> tuple[int, ...]:
+        """Text tokens of the chunks that are not the source's."""
+        return tuple(n for role, n in zip(self.roles, self.lengths, strict=True) if role not in SOURCES)
 
 
 @dataclass(eq=False)
@@ -75,7 +87,8 @@ class Run:
         size: (h, w) of the latent.
         guider: the host's guider that runs it, for its processed conditionings.
         sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
-        captured: the source's features of the present step by layer index.
+        captured: the source's features of the present step by place, such as ("self", layer index), and role.
+        halved: whether the source's two halves of guidance differ, so that a control may want both.
         kept: what controls compute once per run, see `once`.
         acted: controls that have acted in this run.
     """
@@ -89,14 +102,17 @@ class Run:
     phase: Phase = Phase.IDLE
     sigma: float = 0.0
     step: int = 0
-    captured: dict[int, Features] = field(default_factory=dict)
+    halved: bool = False
+    captured: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    roles_captured: set[str] = field(default_factory=set)
     packed_source: Tensor | None = None
     capture_now: Callable[[], None] | None = None
     cross_tokens: dict[tuple[str, int, int], int] = field(default_factory=dict)
     acted: set[Control] = field(default_factory=set)
     sites_called: set[tuple[str, int]] = field(default_factory=set)
     evaluations: int = 0
+    _now: dict[Hashable, Any] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         return self
@@ -125,18 +141,69 @@ class Run:
     def move_to(self, sigma: float) -> None:
         """Go to a noise level of the schedule or between two of them."""
         self.sigma = sigma
+        self._now.clear()
         if self.inversion:
             self.step = self.inversion.step(sigma)
         else:
             self.step = max(0, sum(s >= sigma * (1 - 1e-4) for s in self.sigmas[:-1]) - 1)
 
+    def now(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, computed when first asked for at this noise level."""
+        if key not in self._now:
+            self._now[key] = make()
+        return self._now[key]
+
+    def within(self, start: float, end: float) -> bool:
+        """Whether the present step is in a window given as shares of the steps, its end left out."""
+        return round(start * self.steps) <= self.step < round(end * self.steps)
+
     def acting(self) -> list[Control]:
         """The controls that do something at this step, in order."""
-        return [control for control in self.controls if control.acts(self)]
+        return self.now("acting", lambda: [control for control in self.controls if control.acts(self)])
+
+    def acting_at(self, kind: str, layer: Layer) -> list[Control]:
+        """The controls that act on a layer's "self" or "cross" attention, those first that compute it anew."""
+        return self.now((kind, layer.index), lambda: self._acting_at(kind, layer))
+
+    def _acting_at(self, kind: str, layer: Layer) -> list[Control]:
+        def replaces(control: Control) -> bool:
+            return any(c.kind == kind and layer in c.layers for c in control.replaces(self.family))
+
+        def named(control: Control) -> tuple[Layer, ...]:
+            return control.self_layers(self.family) if kind == "self" else control.cross_layers(self.family)
+
+        found = [control for control in self.acting() if layer in named(control)]
+        return sorted(found, key=lambda control: not replaces(control))
 
     def reads_source(self) -> bool:
         """Whether any control needs the source's features at this step."""
-        return any(control.reads_source(self) for control in self.acting())
+        return bool(self._readers())
+
+    def _readers(self) -> list[Control]:
+        return self.now("readers", lambda: [control for control in self.acting() if control.reads_source(self)])
+
+    def sources(self) -> tuple[str, ...]:
+        """Which of SOURCES run at this step."""
+        readers = self._readers()
+        if not readers or self.inversion is None:
+            return ()
+        return SOURCES if self.halved and any(c.both_halves for c in readers) else (KEY,)
+
+    def reads(self, kind: str, layer: Layer) -> bool:
+        """Whether any control needs the source's features of a layer at this step."""
+
+        def layers() -> set[int]:
+            readers = self._readers()
+            named = [c.reads_self(self) if kind == "self" else c.reads_cross(self) for c in readers]
+            return {layer.index for part in named for layer in part}
+
+        return layer.index in self.now(("reads", kind), layers)
+
+    def forget_source(self) -> None:
+        """Drop the source's features and what brings them."""
+        self.captured.clear()
+        self.roles_captured.clear()
+        self.packed_source = self.capture_now = None
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -147,12 +214,18 @@ class Run:
         finally:
             self.phase = before
 
-    def role_of(self, uuid: Any, index: int) -> str:
-        """Whose conditioning a chunk of a UNet call has, by the identity that the host gives each one."""
+    def role_of(self, uuid: Any, index: int) -> tuple[str, int]:
+        """Whose conditioning a chunk of a UNet call has, by the identity that the host gives each one.
+
+        Returns:
+            the conditioning's key, and its number of text tokens, 0 if it is not known.
+        """
         for key, conds in self.guider.conds.items():
-            if any(cond.get("uuid") == uuid for cond in conds or []):
-                return key
-        return "positive" if index == 0 else "negative"
+            for cond in conds or []:
+                if cond.get("uuid") == uuid:
+                    states = cond.get("model_conds", {}).get("c_crossattn")
+                    return key, 0 if states is None else states.cond.shape[1]
+        return ("positive" if index == 0 else "negative"), 0
 
     def context(self, key: str) -> Tensor | None:
         """Text states (1 or B, L, C) of a conditioning of the guider, such as "negative"; None if it has none."""
@@ -161,21 +234,3 @@ class Run:
             if states is not None:
                 return states.cond
         return None
-
-
-def source_conditioning(conditioning: Conditioning) -> Conditioning:
-    """The source prompt as the source branch uses it: text only.
-
-    ControlNets, areas and hooks belong to the edit; on the source they would change what it is meant to keep.
-
-    Raises:
-        ValueError: the source prompt has several parts, or an area, a mask or hooks.
-    """
-    hindering = [k for _, options in conditioning for k in ("area", "mask", "hooks") if options.get(k) is not None]
-    if len(conditioning) != 1 or hindering:
-        raise ValueError(
-            f"The source prompt of an inversion must be one plain conditioning; this one has {len(conditioning)} "
-            f"parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text Encode directly."
-        )
-    states, options = conditioning[0]
-    return [[states, {k: v for k, v in options.items() if k not in ("control", "control_apply_to_uncond")}]]

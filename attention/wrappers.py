@@ -1,8 +1,4 @@
-"""The engine's wrappers: a whole sampler run, one prediction, a batch of conditionings, one UNet call.
-
-The source is one more conditioning of the run, so the host itself builds its text, its SDXL vector and its batch
-rows. It runs in a call of its own ahead of the target's, or packed into it.
-"""
+"""The engine's wrappers: a whole sampler run, one prediction, a batch of conditionings, one UNet call."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -19,8 +13,9 @@ from torch import Tensor
 from ..inversion.run import prediction_of
 from .families import family_of
 from .hooks import SiteHook
-from .plan import KEY, Plan
-from .run import Call, Phase, Run, source_conditioning
+from .plan import KEY, SOURCES, Plan
+from .run import Call, Phase, Run
+from .source import add_conditionings, guided, prepare_source, source_conds
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +48,12 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
         noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
     run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
     options[KEY] = run
-    if plan.inversion is not None:
-        conditioning = source_conditioning(plan.inversion.conditioning)
-        guider.conds[KEY] = comfy.sampler_helpers.convert_cond(conditioning)
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
         _check_acted(run)
     finally:
         options[KEY] = plan
-        run.captured.clear()
-        run.packed_source = run.capture_now = None
+        run.forget_source()
     log.info("Attention Edit: %d UNet evaluations", run.evaluations)
     return _finish(run, latent_format, out)
 
@@ -81,6 +72,8 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
     run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
+    if plan.inversion is not None:
+        add_conditionings(run)
     for control in plan.controls:
         control.prepare(run)
     _log_plan(run, latent.shape[0])
@@ -93,9 +86,9 @@ def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
     source = 0
     for sigma in calls:
         run.move_to(sigma)
-        source += (batch if run.plan.packed else run.inversion.batch) if run.reads_source() and run.inversion else 0
-    guided = getattr(run.guider, "cfg", 1.0) != 1.0 or run.guider.model_options.get("disable_cfg1_optimization", False)
-    return source, len(calls) * batch * (2 if guided else 1)
+        if run.inversion is not None:
+            source += len(run.sources()) * (batch if run.plan.packed else run.inversion.batch)
+    return source, len(calls) * batch * (2 if guided(run.guider) else 1)
 
 
 def _log_plan(run: Run, batch: int) -> None:
@@ -188,51 +181,21 @@ def _predict_noise(
     run.move_to(float(timestep.max()))
     if not run.acting():
         return executor(x, timestep, model_options, seed)
-    run.captured.clear()
+    run.forget_source()
     given = x
     for control in run.acting():
         run.acted.add(control)
         given = control.model_input(run, given, run.sigma)
     if run.inversion is not None and run.reads_source():
-        _prepare_source(run, executor.class_obj, timestep, model_options)
+        prepare_source(run, executor.class_obj, timestep, model_options)
     try:
         with run.during(Phase.EDIT):
             denoised = executor(given, timestep, model_options, seed)
     finally:
-        run.captured.clear()
-        run.packed_source = run.capture_now = None
+        run.forget_source()
     for control in run.acting():
         denoised = control.denoised(run, denoised, x, run.sigma)
     return denoised
-
-
-def _prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[str, Any]) -> None:
-    """Run the source branch now, or make it ready to ride along in the target's call."""
-    assert run.inversion is not None
-    x = run.inversion.at(run.sigma).to(timestep.device)
-    alone = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
-
-    def capture() -> None:
-        # In second place, where packs that tell conditional from unconditional by index leave it alone.
-        conds: list[Any] = [None, _text_only(guider.conds[KEY])]
-        with run.during(Phase.CAPTURE):
-            comfy.samplers.calc_cond_batch(
-                guider.inner_model,
-                conds,
-                x,
-                timestep[:1].expand(len(x)),
-                alone,
-            )
-
-    if run.plan.packed:
-        run.packed_source, run.capture_now = x, capture
-    else:
-        capture()
-
-
-def _text_only(conds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The source's processed conditioning without what the host spread to it from the target's."""
-    return [{k: v for k, v in cond.items() if k != "control"} for cond in conds if "area" not in cond]
 
 
 def _calc_cond_batch(
@@ -242,8 +205,8 @@ def _calc_cond_batch(
     run = _run_of(model_options.get("transformer_options", {}))
     if run is None or run.phase is not Phase.EDIT or run.packed_source is None:
         return executor(model, conds, x_in, timestep, model_options)
-    source = _text_only(run.guider.conds[KEY])
-    return executor(model, [source, *conds], x_in, timestep, model_options)[1:]
+    sources = source_conds(run)
+    return executor(model, [*sources, *conds], x_in, timestep, model_options)[len(sources) :]
 
 
 def _apply_model(
@@ -266,22 +229,37 @@ def _apply_model(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     _check_whole(run, x)
     indices, uuids = options["cond_or_uncond"], options["uuids"]
-    roles = tuple(run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True))
-    call = Call(run, roles, len(x) // len(roles), x.device)
-    options = {**options, KEY: call}
+    found = [run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True)]
+    roles, lengths = tuple(role for role, _ in found), tuple(length for _, length in found)
+    call = Call(run, roles, len(x) // len(roles), x.device, lengths)
+    options = {**options, KEY: call, "cond_or_uncond": _present_as(run, roles, indices)}
     if run.packed_source is not None and run.phase is Phase.EDIT:
-        # Our source stood in first place; other packs know 0 and 1 only, and 1 leaves a row alone.
-        options["cond_or_uncond"] = [
-            1 if role == KEY else index - 1 for role, index in zip(roles, indices, strict=True)
-        ]
-        rows = call.source_rows
-        if len(rows):
-            x = x.clone()
-            x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
-        elif not run.captured and run.capture_now is not None:
-            # The host split the batch (memory, ControlNet) and the target came first.
-            run.capture_now()
+        x = _with_source(run, call, x)
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int]:
+    """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
+    packed = run.packed_source is not None and run.phase is Phase.EDIT
+    ahead = len(run.sources()) if packed else 0
+    return [1 if role in SOURCES else index - ahead for role, index in zip(roles, indices, strict=True)]
+
+
+def _with_source(run: Run, call: Call, x: Tensor) -> Tensor:
+    """The rows of a call with the packed source's latent in its rows, and its features ready for the target's."""
+    assert run.packed_source is not None and run.capture_now is not None
+    missing = set(run.sources()) - set(call.roles) - run.roles_captured
+    if len(call.target_rows) and missing:
+        # The host split the batch (memory, ControlNet) and the target came first.
+        run.capture_now()
+        run.roles_captured |= set(run.sources())
+    run.roles_captured |= set(run.sources()) & set(call.roles)
+    if not call.sources:
+        return x
+    x = x.clone()
+    for _, _, rows in call.sources:
+        x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
+    return x
 
 
 def _check_whole(run: Run, x: Tensor) -> None:

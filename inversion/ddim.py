@@ -64,3 +64,23 @@ def invert(predict: Predict, image: Tensor, sigmas: Sequence[float], kind: str) 
         eps = to_eps(predict(z, high), z, alpha_of(low), kind)
         trajectory.append(ddim_step(z, eps, alpha_of(low), alpha_of(high)))
     return trajectory
+
+
+def sample(predict: Predict, start: Tensor, sigmas: Sequence[float], kind: str) -> list[Tensor]:
+    """Deterministic DDIM sampling: the latents of every level, from noise to the image.
+
+    Args:
+        predict: the network.
+        start: (B, C, h, w) in DDPM scale, on sigmas[0].
+        sigmas: levels, descending.
+        kind: "eps" or "v".
+
+    Returns:
+        len(sigmas) latents (B, C, h, w).
+    """
+    visited = [start]
+    for high, low in pairwise(sigmas):
+        z = visited[-1]
+        eps = to_eps(predict(z, high), z, alpha_of(high), kind)
+        visited.append(ddim_step(z, eps, alpha_of(high), alpha_of(low)))
+    return visited

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import comfy.model_management
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..attention.families import family_of
 from ..attention.plan import plan_of
-from .ddim import Predict, alpha_of, ddim_step, invert, to_eps
+from .ddim import Predict, invert, sample
 from .record import Conditioning, Inversion
 from .schedule import levels
 
@@ -85,7 +84,7 @@ class _Walker(comfy.samplers.Sampler):
         return self.visited[-1]
 
 
-def _run_walk(
+def run_walk(
     model: Any, walk: Walk, start: Tensor, sigmas: list[float], positive: Any, negative: Any, guidance: float
 ) -> list[Tensor]:
     """Walk with the model under a guider; start (B, C, h, w) as a LATENT socket carries it."""
@@ -153,7 +152,7 @@ def ddim_inversion(
     def walk(predict: Predict, image: Tensor) -> list[Tensor]:
         return [z.float().cpu() for z in invert(predict, image, sigmas, kind)]
 
-    visited = _run_walk(model, walk, samples, sigmas, conditioning, None, 1.0)
+    visited = run_walk(model, walk, samples, sigmas, conditioning, None, 1.0)
     return Inversion(
         latents=torch.stack(visited),
         sigmas=tuple(sigmas),
@@ -193,15 +192,11 @@ def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Con
     kind, sigmas = inversion.prediction, inversion.schedule
 
     def walk(predict: Predict, z: Tensor) -> list[Tensor]:
-        visited = [z]
-        for high, low in pairwise(sigmas):
-            eps = to_eps(predict(visited[-1], high), visited[-1], alpha_of(high), kind)
-            visited.append(ddim_step(visited[-1], eps, alpha_of(high), alpha_of(low)))
-        return [v.float().cpu() for v in visited]
+        return [v.float().cpu() for v in sample(predict, z, sigmas, kind)]
 
     latent_format = model.get_model_object("latent_format")
     start = latent_format.process_out(inversion.latents[-1])
-    visited = _run_walk(model, walk, start, sigmas, inversion.conditioning, negative, guidance)
+    visited = run_walk(model, walk, start, sigmas, inversion.conditioning, negative, guidance)
     stored = inversion.latents.flip(0)
     errors = tuple(float((v - s).norm() / s.norm()) for v, s in zip(visited, stored, strict=True))
     return Reconstruction(latent_format.process_out(visited[-1]), errors)

@@ -1,0 +1,115 @@
+"""The source branch: what its rows are conditioned on, and when they run.
+
+The source is one more conditioning of the run, or two where a control reads both halves of guidance, so the host
+itself builds its text, its SDXL vector and its batch rows. It runs in a call of its own ahead of the target's, or
+packed into it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..inversion.record import Conditioning
+from .plan import KEY, KEY_NEGATIVE
+from .run import Phase, Run
+
+_EDITS_OWN = ("control", "control_apply_to_uncond")
+"""Options of a conditioning that belong to the edit and not to the source."""
+
+
+def source_conditioning(conditioning: Conditioning) -> Conditioning:
+    """The source prompt as the source branch uses it: text only.
+
+    ControlNets, areas and hooks belong to the edit; on the source they would change what it is meant to keep.
+
+    Raises:
+        ValueError: the source prompt has several parts, or an area, a mask or hooks.
+    """
+    hindering = [k for _, options in conditioning for k in ("area", "mask", "hooks") if options.get(k) is not None]
+    if len(conditioning) != 1 or hindering:
+        raise ValueError(
+            f"The source prompt of an inversion must be one plain conditioning; this one has {len(conditioning)} "
+            f"parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text Encode directly."
+        )
+    states, options = conditioning[0]
+    return [[states, {k: v for k, v in options.items() if k not in _EDITS_OWN}]]
+
+
+def add_conditionings(run: Run) -> None:
+    """Put the source's conditionings among those of the run's guider, before the host processes them."""
+    assert run.inversion is not None
+    conds = run.guider.conds
+    conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
+    conds.pop(KEY_NEGATIVE, None)
+    if any(control.both_halves for control in run.controls) and guided(run.guider):
+        negative = _negative(conds.get("negative") or [])
+        if negative is not None and not _same_text(negative, conds[KEY][0]):
+            conds[KEY_NEGATIVE] = comfy.sampler_helpers.convert_cond([[negative.get("cross_attn"), negative]])
+            run.halved = True
+
+
+def guided(guider: Any) -> bool:
+    """Whether a host's guider runs the unconditional half."""
+    return getattr(guider, "cfg", 1.0) != 1.0 or guider.model_options.get("disable_cfg1_optimization", False)
+
+
+def _negative(conds: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The negative prompt as the source's unconditional half uses it: text only."""
+    if not conds:
+        return None
+    hindering = [key for cond in conds for key in ("area", "mask", "hooks") if cond.get(key) is not None]
+    if len(conds) != 1 or hindering:
+        raise ValueError(
+            f"This edit runs the source with the negative prompt too, which must then be one plain conditioning; it "
+            f"has {len(conds)} parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text "
+            "Encode directly, or invert the image with the negative prompt's text."
+        )
+    return {key: value for key, value in conds[0].items() if key not in _EDITS_OWN}
+
+
+def _same_text(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two of the guider's conditionings say the same."""
+
+    def same(x: Tensor | None, y: Tensor | None) -> bool:
+        if x is None or y is None:
+            return x is y
+        return x.shape == y.shape and torch.equal(x.to(y), y)
+
+    return all(same(a.get(key), b.get(key)) for key in ("cross_attn", "pooled_output"))
+
+
+def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[str, Any]) -> None:
+    """Run the source branch now, or make it ready to ride along in the target's call."""
+    assert run.inversion is not None
+    x = run.inversion.at(run.sigma).to(timestep.device)
+    alone = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
+
+    def capture() -> None:
+        # From second place on: see `present_as`.
+        conds: list[Any] = [None, *source_conds(run)]
+        with run.during(Phase.CAPTURE):
+            comfy.samplers.calc_cond_batch(
+                guider.inner_model,
+                conds,
+                x,
+                timestep[:1].expand(len(x)),
+                alone,
+            )
+
+    if run.plan.packed:
+        run.packed_source, run.capture_now = x, capture
+    else:
+        capture()
+
+
+def source_conds(run: Run) -> list[list[dict[str, Any]]]:
+    """The source's processed conditionings of this step, without what the host spread to them from the target's."""
+    return [
+        [{k: v for k, v in cond.items() if k != "control"} for cond in run.guider.conds[role] if "area" not in cond]
+        for role in run.sources()
+    ]
