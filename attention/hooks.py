@@ -265,6 +265,11 @@ def append_contexts(
             raise ValueError(
                 f"A prompt of the edit comes as a batch of {states.shape[0]}, but the sampler runs {call.batch} images."
             )
+        if states.shape[-1] != context.shape[-1]:
+            raise ValueError(
+                f"A prompt of the edit has {states.shape[-1]} numbers per token, but this model reads "
+                f"{context.shape[-1]}. Encode it with the CLIP of the model that you edit with."
+            )
         rows = states.to(context).expand(call.batch, -1, -1).repeat(len(call.roles), 1, 1)
         extra.append(rows)
     return n, torch.cat([context, *extra], dim=1), torch.cat([value, *extra], dim=1)

@@ -72,7 +72,7 @@ class Run:
     images: dict[str, Image.Image]
 
 
-COLUMNS = {"PreviewImage": "before", "MaskPreview": "may change", "SaveImage": "after", "AttnEditReconstruct": "error"}
+COLUMNS = {"PreviewImage": "before", "MaskPreview": "mask", "SaveImage": "after", "AttnEditReconstruct": "error"}
 """Which node's picture goes into which column."""
 
 
@@ -166,7 +166,8 @@ def _has(prompt: Prompt, kind: str) -> bool:
 def write_thumbnails(runs: list[Run]) -> None:
     """The template browser's pictures, and the README's, from real results."""
     for made in runs:
-        picture = sheets.thumbnail(made.images["before"], made.images["after"])
+        # A workflow that edits no picture starts from a mask.
+        picture = sheets.thumbnail(made.images.get("before", made.images["mask"]), made.images["after"])
         picture.save(WORKFLOWS / f"{made.name}.jpg", quality=90)
         say(f"wrote workflows/{made.name}.jpg")
     edits = [made for made in runs if "truth" in made.images]

@@ -9,6 +9,7 @@ from .demo import DemoModelNode, DemoSceneNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
 from .masks import CompositeNode
 from .prompt import PromptNode
+from .regions import RegionNode, RegionPromptsNode
 from .setup import EditSetupNode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -21,6 +22,8 @@ NODES: list[type[io.ComfyNode]] = [
     CPAMNode,
     ExactBackgroundNode,
     CompositeNode,
+    RegionNode,
+    RegionPromptsNode,
     EditSetupNode,
     DemoModelNode,
     DemoSceneNode,

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 InversionSocket = io.Custom("AEDIT_INVERSION")
 EditMasksSocket = io.Custom("AEDIT_MASKS")
+RegionsSocket = io.Custom("AEDIT_REGIONS")
 PromptSocket = io.Custom("AEDIT_PROMPT")
 CATEGORY = "attention edit"
 

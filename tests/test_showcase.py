@@ -146,7 +146,7 @@ def test_sheets() -> None:
 def test_runs_a_workflow_and_keeps_its_columns(server: ComfyServer, capsys: pytest.CaptureFixture[str]) -> None:
     prompt, workflow = showcase.load(server, "cpam-replace")
     made = showcase.run(server, "cpam-replace", prompt, workflow)
-    assert list(made.images) == ["before", "may change", "after", "truth"]
+    assert list(made.images) == ["before", "mask", "after", "truth"]
     assert made.title == "replace or recolour: a blue square"
     assert {image.size for image in made.images.values()} == {(world.SIZE, world.SIZE)}
     printed = capsys.readouterr().out

@@ -96,7 +96,7 @@ def inversion_check(server: ComfyServer) -> Made:
 
 
 def test_all_workflows_are_run_here() -> None:
-    assert {path.stem for path in FILES} == {path.stem for path in EDITS} | {"inversion-check"}
+    assert {path.stem for path in FILES} == {path.stem for path in EDITS} | {"inversion-check", "two-regions"}
 
 
 def test_shows_the_scene_and_an_edit_of_its_size(edit: Made) -> None:
@@ -179,6 +179,22 @@ def test_a_saved_inversion_is_the_same_after_loading(inversion_check: Made, serv
     del prompt[find_node(prompt, "AttnEditSaveInversion")]
     loaded = execute(server, "loaded", prompt)
     assert torch.equal(loaded.images["Reconstruction"], inversion_check.images["Reconstruction"])
+
+
+def test_each_region_shows_its_own_prompt(server: ComfyServer) -> None:
+    """Read from the pixels: one object on either side, as that side's prompt has it."""
+    made = execute(server, "two-regions", prompt_of(server, "two-regions"))
+    reading = reader.read(made.images["After"][0])
+    seen = [f"{world.COLOURS[thing.colour]} {world.SHAPES[thing.shape]}" for thing in by_place(reading.objects)]
+    texts = [made.prompt[find_node(made.prompt, f"{side} Prompt")]["inputs"]["text"] for side in ("Left", "Right")]
+    assert len(seen) == 2
+    assert all(thing in text for thing, text in zip(seen, texts, strict=True)), (seen, texts)
+    assert made.images["First Region"][0, 0, :, :64].min() == 1 and made.images["First Region"][..., 64:].max() == 0
+
+
+def by_place(objects: Any) -> list[Any]:
+    """Objects of a reading from left to right."""
+    return sorted(objects, key=lambda thing: float(np.nonzero(thing.mask)[-1].mean()))
 
 
 def fresh(server: ComfyServer, steps: int) -> Prompt:
