@@ -145,6 +145,8 @@ class Control:
     both_halves: bool = False
     """Whether each half of guidance reads its own half of the source. Costs a second source row per step, unless
     the source prompt is the negative prompt (both empty, as for photographs): then the halves are the same."""
+    passive: bool = False
+    """Whether it only looks: its layers' outputs stay what they are without it, bit for bit."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         return self
@@ -188,6 +190,9 @@ class Control:
         """The target rows' cross-attention output (R, N, C)."""
         return call.own()
 
+    def look(self, kind: str, call: AttentionCall) -> None:
+        """See the "self" or "cross" attention of one of its layers; what a passive control has in place of both."""
+
     def contexts(self, run: Run) -> Mapping[str, Tensor]:
         """Further contexts (1 or B, L, C) that the cross layers shall project to keys and values."""
         return {}
@@ -203,3 +208,6 @@ class Control:
     def result(self, run: Run, latent: Tensor) -> Tensor:
         """The run's final latent (B, C, h, w), in DDPM scale at the inversion's cleanest level."""
         return latent
+
+    def finish(self, run: Run) -> None:
+        """Called once after the last step of a run that was neither interrupted nor failed."""

@@ -145,7 +145,8 @@ class Run:
         if self.inversion:
             self.step = self.inversion.step(sigma)
         else:
-            self.step = max(0, sum(s >= sigma * (1 - 1e-4) for s in self.sigmas[:-1]) - 1)
+            # An inversion runs its schedule upwards; neither way is the network asked at the cleanest level.
+            self.step = max(0, sum(s >= sigma * (1 - 1e-4) for s in sorted(self.sigmas)[1:]) - 1)
 
     def now(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for at this noise level."""

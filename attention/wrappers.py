@@ -51,6 +51,8 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
         _check_acted(run)
+        for control in plan.controls:
+            control.finish(run)
     finally:
         options[KEY] = plan
         run.forget_source()

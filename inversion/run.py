@@ -131,7 +131,7 @@ def ddim_inversion(
     """DDIM inversion of a batch of images with one prompt, at guidance 1.
 
     Args:
-        model: host MODEL without edits.
+        model: host MODEL without edits; what only records attention may be on it.
         latent: LATENT of the source images.
         conditioning: source prompt; the empty prompt for CPAM, FPE and MasaCtrl.
         steps: DDIM steps, 1 to 1000.
@@ -140,7 +140,8 @@ def ddim_inversion(
     Raises:
         ValueError: edits on the model, an unknown family or prediction, or a broken latent.
     """
-    if plan_of(model).controls:
+    plan = plan_of(model)
+    if plan.schedule is not None or not all(control.passive for control in plan.controls):
         raise ValueError(
             "The model connected to the inversion already carries edits. Connect the model from before the edit "
             "nodes (with its LoRAs), and give the inversion to the edit nodes."

@@ -7,6 +7,8 @@ from comfy_api.latest import io
 from .cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
 from .demo import DemoModelNode, DemoSceneNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
+from .map_views import MapViewerNode, SelfMapsNode
+from .maps import MapMaskNode, RecordMapsNode
 from .masks import CompositeNode
 from .prompt import PromptNode
 from .regions import RegionNode, RegionPromptsNode
@@ -24,6 +26,10 @@ NODES: list[type[io.ComfyNode]] = [
     CompositeNode,
     RegionNode,
     RegionPromptsNode,
+    RecordMapsNode,
+    MapMaskNode,
+    MapViewerNode,
+    SelfMapsNode,
     EditSetupNode,
     DemoModelNode,
     DemoSceneNode,

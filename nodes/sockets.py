@@ -8,6 +8,7 @@ InversionSocket = io.Custom("AEDIT_INVERSION")
 EditMasksSocket = io.Custom("AEDIT_MASKS")
 RegionsSocket = io.Custom("AEDIT_REGIONS")
 PromptSocket = io.Custom("AEDIT_PROMPT")
+MapsSocket = io.Custom("AEDIT_MAPS")
 CATEGORY = "attention edit"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import tiny
@@ -10,8 +11,10 @@ import torch
 from attention_edit.attention import engine
 from attention_edit.attention.control import Control
 from attention_edit.attention.edit_masks import EditMasks
+from attention_edit.attention.words import Prompt, read_prompt
 from attention_edit.inversion.record import Inversion
 from attention_edit.inversion.run import ddim_inversion
+from comfy.sd1_clip import SD1Tokenizer
 from torch import Tensor
 
 PIXELS = tiny.SIZE * 8
@@ -94,3 +97,12 @@ class Idle(SourceLook):
 
     def acts(self, run):
         return False
+
+
+def words(text: str) -> Prompt:
+    """A prompt's words by the tokenizer of SD1.x."""
+    tokenizer = SD1Tokenizer()
+    clip = SimpleNamespace(
+        tokenizer=tokenizer, tokenize=lambda t, return_word_ids: tokenizer.tokenize_with_weights(t, return_word_ids)
+    )
+    return read_prompt(clip, text)

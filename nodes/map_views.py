@@ -1,0 +1,148 @@
+"""Nodes that show recorded attention maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..attention import map_pictures, self_clusters
+from ..attention.map_masks import HeatOptions, heat_map, named, phrases
+from .maps import maps_inputs, sharpen_input, smoothing_input
+from .sockets import CATEGORY
+
+
+class MapViewerNode(io.ComfyNode):
+    """Look at attention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditMapViewer",
+            display_name="Attention Map Viewer",
+            category=f"{CATEGORY}/attention maps",
+            description="Shows for each word of the prompt where the model looks for it, as a heat map over the image.",
+            search_aliases=["show attention", "heat map", "daam", "visualize attention", "attention overlay"],
+            is_output_node=True,
+            inputs=[
+                *maps_inputs(),
+                io.Image.Input("image", tooltip="What the maps are laid over: the source image, or the result."),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words or phrases to show, separated by commas; empty shows every word.",
+                ),
+                io.Float.Input(
+                    "opacity",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the heat map covers the image.",
+                ),
+                io.Boolean.Input(
+                    "common_scale",
+                    default=False,
+                    tooltip="On: one scale for all words, so that strong and weak words show. Off: each word's map "
+                    "fills the colours by itself.",
+                ),
+                smoothing_input(),
+                sharpen_input(),
+            ],
+            outputs=[io.Image.Output(display_name="maps", tooltip="A labelled grid, one for each image of a batch.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        maps: Any,
+        after: Any,
+        image: Tensor,
+        words: str,
+        opacity: float,
+        common_scale: bool,
+        smoothing: float,
+        sharpen: int,
+    ) -> io.NodeOutput:
+        options = HeatOptions(smoothing, sharpen)
+        found = named(maps.prompt, words)
+        heats = {word: heat_map(maps.recording, positions, options) for word, positions in found.items()}
+        picture = map_pictures.heat_grids(image, heats, opacity, common_scale)
+        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
+
+
+class SelfMapsNode(io.ComfyNode):
+    """Look at self-attention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditSelfMaps",
+            display_name="Self-Attention Clusters",
+            category=f"{CATEGORY}/attention maps",
+            description="Cuts the image into regions whose pixels look at the same places, names them by words of the "
+            "prompt, and says which are background.",
+            search_aliases=["self attention", "segmentation", "k-means", "pca", "background mask", "dpl"],
+            is_output_node=True,
+            inputs=[
+                *maps_inputs(),
+                io.Int.Input("clusters", default=5, min=2, max=20, tooltip="How many regions (the paper's V = 5)."),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Nouns of the prompt, separated by commas, to name the regions by. Regions that fit none "
+                    "are background.",
+                ),
+                io.Float.Input(
+                    "least_agreement",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="A region whose mean map of every word is below this is background.",
+                ),
+                io.String.Input(
+                    "chosen",
+                    default="1",
+                    tooltip="Numbers of the regions that the mask selects, separated by commas; 1 is the largest.",
+                ),
+                io.Int.Input("seed", default=1, min=0, max=0xFFFFFFFF, tooltip="Of the clustering.", advanced=True),
+            ],
+            outputs=[
+                io.Image.Output(display_name="clusters", tooltip="The regions in colours, with their numbers."),
+                io.Image.Output(
+                    display_name="components",
+                    tooltip="First three principal components of the self-attention map as red, green and blue.",
+                ),
+                io.Mask.Output(display_name="chosen mask", tooltip="The chosen regions."),
+                io.Mask.Output(
+                    display_name="background mask", tooltip="Regions that fit no word; empty without words."
+                ),
+                io.String.Output(display_name="report", tooltip="Number, word and share of the image of each region."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        maps: Any,
+        after: Any,
+        clusters: int,
+        words: str,
+        least_agreement: float,
+        chosen: str,
+        seed: int,
+    ) -> io.NodeOutput:
+        found = named(maps.prompt, words) if phrases(words) else {}
+        regions = self_clusters.regions(maps.recording, clusters, found, least_agreement, seed)
+        picture = torch.stack([region.picture() for region in regions])
+        return io.NodeOutput(
+            picture,
+            torch.stack([region.components() for region in regions]),
+            torch.stack([region.mask(self_clusters.numbers(chosen, clusters)) for region in regions]).float(),
+            torch.stack([region.background() for region in regions]).float(),
+            "\n\n".join(region.report() for region in regions),
+            ui=ui.PreviewImage(picture, cls=cls),
+        )

@@ -1,0 +1,205 @@
+"""Nodes that record attention maps, and that make masks of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..attention import engine
+from ..attention.families import family_of
+from ..attention.map_masks import RULES, HeatOptions, named, phrases, words_mask
+from ..attention.record_maps import SIZES, recorder
+from .sockets import CATEGORY, MapsSocket, PromptSocket
+
+ALL = "all"
+NONE = "none"
+
+
+def maps_inputs() -> list[io.Input]:
+    """Recorded maps, and the node that has to run before they are there."""
+    return [
+        MapsSocket.Input("maps", tooltip="From Record Attention Maps."),
+        io.AnyType.Input(
+            "after",
+            tooltip="The output of the node that ran the recorded model: the sampler's latent, or the inversion. It "
+            "only says that this node waits for it.",
+        ),
+    ]
+
+
+def sharpen_input() -> io.Input:
+    """Sharpening by the self-attention map."""
+    return io.Int.Input(
+        "sharpen",
+        default=0,
+        min=0,
+        max=8,
+        tooltip="How often the self-attention map is applied to the word's map: it fills objects and follows their "
+        "edges. Needs self_maps in Record Attention Maps. 0 is off.",
+        advanced=True,
+    )
+
+
+def smoothing_input() -> io.Input:
+    """Blur of the map."""
+    return io.Float.Input(
+        "smoothing",
+        default=0.5,
+        min=0.0,
+        max=4.0,
+        step=0.1,
+        tooltip="Gaussian blur of the map, in cells of the layer. 0 is off.",
+        advanced=True,
+    )
+
+
+class RecordMapsNode(io.ComfyNode):
+    """Record attention maps."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditRecordMaps",
+            display_name="Record Attention Maps",
+            category=f"{CATEGORY}/attention maps",
+            description="Records where the model looks for each word of the prompt while it samples or inverts. It "
+            "changes nothing: the result is the same bit for bit.",
+            search_aliases=["attention map", "cross attention", "daam", "heat map", "self attention map"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that will sample or invert, with its edits if maps of the edit are wanted.",
+                ),
+                PromptSocket.Input(
+                    "prompt",
+                    tooltip="The words. Its conditioning has to be the positive one of the sampler, or the source of "
+                    "the inversion.",
+                ),
+                io.Combo.Input(
+                    "map_size",
+                    options=["quarter", "half", "full", "eighth", ALL],
+                    default="quarter",
+                    tooltip="Which layers' word maps, by the side of their maps as a share of the latent's. A quarter "
+                    "(16x16 for 512 pixels) tells words apart best; for pictures under 512 pixels take half.",
+                ),
+                io.Combo.Input(
+                    "self_maps",
+                    options=[NONE, "quarter", "half", "full", "eighth"],
+                    default=NONE,
+                    tooltip="Also record which pixels look at which, for Self-Attention Clusters and for sharpening. "
+                    "Half (32x32 for 512 pixels) is usual; full is slow.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps, counted from the noisy end, before recording begins.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps, counted from the noisy end, after which recording ends.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For the sampler, DDIM Inversion or further edits."),
+                MapsSocket.Output(display_name="maps", tooltip="Where the maps will be once that node has run."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, prompt: Any, map_size: str, self_maps: str, start: float, end: float) -> io.NodeOutput:
+        family = family_of(model)
+        there = {layer.scale for layer in family.layers}
+        cross = tuple(sorted(there)) if map_size == ALL else (SIZES[map_size],)
+        own = () if self_maps == NONE else (SIZES[self_maps],)
+        control = recorder(prompt, family, cross, own, start, end)
+        return io.NodeOutput(engine.install(model, control), control.maps)
+
+
+class MapMaskNode(io.ComfyNode):
+    """A mask from words."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditMapMask",
+            display_name="Mask from Words",
+            category=f"{CATEGORY}/attention maps",
+            description="Makes a mask of what the model sees for words of the prompt, without drawing and without a "
+            "segmentation model.",
+            search_aliases=["attention mask", "automatic mask", "text to mask", "segment by word", "otsu"],
+            inputs=[
+                *maps_inputs(),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words or phrases of the prompt, separated by commas; their masks are joined.",
+                ),
+                io.Combo.Input(
+                    "rule",
+                    options=list(RULES),
+                    default=RULES[1],
+                    tooltip="What is selected: pixels hotter than the threshold, those above Otsu's threshold, or the "
+                    "hottest share.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.45,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For the rule threshold; the map runs from 0 to 1. CPAM 0.45, Prompt-to-Prompt 0.3.",
+                ),
+                io.Float.Input(
+                    "share",
+                    default=0.2,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For the rule largest share: how much of the image is selected.",
+                ),
+                io.Int.Input(
+                    "occurrence",
+                    default=0,
+                    min=0,
+                    max=99,
+                    tooltip="Which one, if a word stands in the prompt several times; 0 takes all of them together.",
+                    advanced=True,
+                ),
+                smoothing_input(),
+                sharpen_input(),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="At the size of the image that was sampled or inverted."),
+                io.Mask.Output(display_name="heat", tooltip="The map itself from 0 to 1, for thresholds of your own."),
+            ],
+        )
+
+    @classmethod
+    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
+        cls,
+        maps: Any,
+        after: Any,
+        words: str,
+        rule: str,
+        threshold: float,
+        share: float,
+        occurrence: int,
+        smoothing: float,
+        sharpen: int,
+    ) -> io.NodeOutput:
+        recording = maps.recording
+        if not phrases(words):
+            raise ValueError(f"Mask from Words needs a word of the prompt: {', '.join(maps.prompt.words)}.")
+        found = named(maps.prompt, words, occurrence or None)
+        mask, heat = words_mask(recording, found, rule, threshold, share, HeatOptions(smoothing, sharpen))
+        return io.NodeOutput(mask.float(), heat)
