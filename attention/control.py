@@ -193,6 +193,15 @@ class Control:
     def look(self, kind: str, call: AttentionCall) -> None:
         """See the "self" or "cross" attention of one of its layers; what a passive control has in place of both."""
 
+    def cross_map(self, run: Run, source: Tensor, target: Tensor) -> Tensor:
+        """The map (..., L) that this control puts in the place of a conditional row's cross-attention map.
+
+        Args:
+            source: (..., L_s), the source's map; its text may have another length.
+            target: (..., L), the target's own, or what earlier controls made of it.
+        """
+        return target
+
     def contexts(self, run: Run) -> Mapping[str, Tensor]:
         """Further contexts (1 or B, L, C) that the cross layers shall project to keys and values."""
         return {}

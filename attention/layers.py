@@ -7,9 +7,10 @@ import re
 from .families import Family, Layer
 
 RESOLUTION = "up to 32 x 32 tokens"
+COARSE = "up to 16 x 16 tokens"
 PAPER = "4 to 14 of 16 (paper)"
 ALL = "all"
-RULES = (RESOLUTION, PAPER, ALL)
+RULES = (RESOLUTION, COARSE, PAPER, ALL)
 _SIXTEEN = 16
 
 
@@ -25,6 +26,8 @@ def layers_of(family: Family, rule: str) -> tuple[Layer, ...]:
     """
     if rule == RESOLUTION:
         return family.up_to(32)
+    if rule == COARSE:
+        return family.up_to(16)
     if rule == ALL:
         return family.layers
     count = len(family.layers)
