@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_edit.attention.alignment import CHUNK, TokenMap, align, factors, find_word, live_positions, refinement, swap
+from attention_edit.attention.alignment import (
+    CHUNK,
+    TokenMap,
+    align,
+    factors,
+    find_word,
+    live_positions,
+    refinement,
+    swap,
+)
 from prompts import prompt
 
 CAT, DOG = prompt("a cat on a mat"), prompt("a dog on a mat")
