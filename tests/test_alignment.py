@@ -109,7 +109,7 @@ def test_swap_keeps_the_sum_of_a_map():
 
 
 def test_swap_needs_as_many_words():
-    with pytest.raises(ValueError, match="5 .*a cat on a mat.* 6 .*Choose refine"):
+    with pytest.raises(ValueError, match=r"5 .*a cat on a mat.* 6 .*Choose refine"):
         swap(CAT, prompt("a black cat on a mat"))
 
 
