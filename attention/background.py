@@ -27,6 +27,7 @@ class ExactBackground(Control):
     changed: Tensor
     start: float = 0.0
     name = "Exact Background"
+    guidable = True
 
     def _mask(self, run: Run, like: Tensor) -> Tensor:
         """(B, 1, h, w), 1 where the image may change; a latent cell changes when any of its pixels does."""

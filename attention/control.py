@@ -13,6 +13,7 @@ from torch import Tensor
 from .families import Family, Layer
 
 if TYPE_CHECKING:
+    from .guidance import Network
     from .run import Run
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -148,6 +149,11 @@ class Control:
     passive: bool = False
     """Whether it only looks: its layers' outputs stay what they are without it, bit for bit."""
 
+    moves: bool = False
+    """Whether it changes the sampler's own latent, see `moved`."""
+    guidable: bool = False
+    """Whether gradients may be taken through it: `cross_map` is true of it, and what it does is differentiable."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         return self
 
@@ -205,6 +211,10 @@ class Control:
     def contexts(self, run: Run) -> Mapping[str, Tensor]:
         """Further contexts (1 or B, L, C) that the cross layers shall project to keys and values."""
         return {}
+
+    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
+        """The latent (B, C, h, w) that the sampler shall go on from instead of x, before this step's prediction."""
+        return x
 
     def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         """The latent (B, C, h, w), in the sampler's scale, that the network is given instead of x."""

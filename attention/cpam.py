@@ -67,6 +67,7 @@ class CPAM(Control):
     resize_rule: str = "nearest"
     end: float = 1.0
     name = "CPAM"
+    guidable = True
 
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
         return family.layers

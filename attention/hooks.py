@@ -158,7 +158,8 @@ class SiteHook:
         call_of = self._calls(call, q, k, v, options, (int(shape[0]), int(shape[1])), extra)
         for control in run.acting_at(self.kind, self.layer):
             if control.passive:
-                control.look(self.kind, call_of(own))
+                if run.reading is None:  # a pass that is differentiated is none of the run's own
+                    control.look(self.kind, call_of(own))
                 continue
             act = control.self_attention if self.kind == "self" else control.cross_attention
             own = Own(partial(act, call_of(own)), plain=False)

@@ -50,6 +50,7 @@ class P2P(Control):
     windows: Sequence[tuple[str, float, float]] = ()
     compat: bool = False
     name = "Prompt-to-Prompt"
+    guidable = True
 
     @cached_property
     def mapping(self) -> TokenMap:

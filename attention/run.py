@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..inversion.record import Inversion
 from .control import Control
 from .families import Family, Layer
 from .plan import KEY, SOURCES, Plan
+
+if TYPE_CHECKING:
+    from .guidance import Reading
 
 
 class Phase(Enum):
@@ -91,6 +94,7 @@ class Run:
         halved: whether the source's two halves of guidance differ, so that a control may want both.
         kept: what controls compute once per run, see `once`.
         acted: controls that have acted in this run.
+        reading: what the UNet call of the moment is made for, if it is one that is differentiated.
     """
 
     plan: Plan
@@ -112,6 +116,8 @@ class Run:
     acted: set[Control] = field(default_factory=set)
     sites_called: set[tuple[str, int]] = field(default_factory=set)
     evaluations: int = 0
+    reading: Reading | None = None
+    moved: Tensor | None = None
     _now: dict[Hashable, Any] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
@@ -120,7 +126,7 @@ class Run:
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for in this run."""
         if key not in self.kept:
-            self.kept[key] = make()
+            self.kept[key] = savable(make)
         return self.kept[key]
 
     @property
@@ -151,7 +157,7 @@ class Run:
     def now(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for at this noise level."""
         if key not in self._now:
-            self._now[key] = make()
+            self._now[key] = savable(make)
         return self._now[key]
 
     def within(self, start: float, end: float) -> bool:
@@ -183,6 +189,14 @@ class Run:
     def _readers(self) -> list[Control]:
         return self.now("readers", lambda: [control for control in self.acting() if control.reads_source(self)])
 
+    def moves(self) -> bool:
+        """Whether any control changes the sampler's latent at this step."""
+        return any(control.moves for control in self.acting())
+
+    def packs(self) -> bool:
+        """Whether the source rides in the target's call at this step; not where others read it before that."""
+        return self.plan.packed and not self.moves()
+
     def sources(self) -> tuple[str, ...]:
         """Which of SOURCES run at this step."""
         readers = self._readers()
@@ -205,6 +219,18 @@ class Run:
         self.captured.clear()
         self.roles_captured.clear()
         self.packed_source = self.capture_now = None
+
+    @contextmanager
+    def guided(self, reading: Reading, alone: Control | None = None) -> Iterator[Reading]:
+        """Be in a pass that is differentiated, and on its way back; with `alone`, no control but that one acts."""
+        before, self.reading = self._now, reading
+        if alone is not None:
+            self._now = {"acting": [alone]}
+        try:
+            with self.during(Phase.EDIT):
+                yield reading
+        finally:
+            self._now, self.reading = before, None
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -235,3 +261,9 @@ class Run:
             if states is not None:
                 return states.cond
         return None
+
+
+def savable(make: Callable[[], Any]) -> Any:
+    """What `make` returns, computed such that a differentiated pass may save it: not in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..inversion.record import Conditioning
 from .plan import KEY, KEY_NEGATIVE
-from .run import Phase, Run
+from .run import Phase, Run, savable
 
 _EDITS_OWN = ("control", "control_apply_to_uncond")
 """Options of a conditioning that belong to the edit and not to the source."""
@@ -101,8 +101,10 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
                 alone,
             )
 
-    if run.plan.packed:
+    if run.packs():
         run.packed_source, run.capture_now = x, capture
+    elif run.moves():
+        savable(capture)
     else:
         capture()
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..inversion.run import prediction_of
 from .families import family_of
+from .guidance import Network, left_early
 from .hooks import SiteHook
+from .moves import checked, move
 from .plan import KEY, SOURCES, Plan
-from .run import Call, Phase, Run
+from .run import Call, Phase, Run, savable
 from .source import add_conditionings, guided, prepare_source, source_conds
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
         noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
     run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
     options[KEY] = run
+    if any(control.moves for control in plan.controls):
+        callback = checked(run, callback)
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
         _check_acted(run)
@@ -77,7 +81,7 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
     if plan.inversion is not None:
         add_conditionings(run)
     for control in plan.controls:
-        control.prepare(run)
+        savable(lambda control=control: control.prepare(run))
     _log_plan(run, latent.shape[0])
     return run
 
@@ -89,7 +93,7 @@ def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
     for sigma in calls:
         run.move_to(sigma)
         if run.inversion is not None:
-            source += len(run.sources()) * (batch if run.plan.packed else run.inversion.batch)
+            source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
     return source, len(calls) * batch * (2 if guided(run.guider) else 1)
 
 
@@ -181,16 +185,20 @@ def _predict_noise(
     if run is None:
         return executor(x, timestep, model_options, seed)
     run.move_to(float(timestep.max()))
+    run.moved = None
     if not run.acting():
         return executor(x, timestep, model_options, seed)
     run.forget_source()
-    given = x
-    for control in run.acting():
-        run.acted.add(control)
-        given = control.model_input(run, given, run.sigma)
-    if run.inversion is not None and run.reads_source():
-        prepare_source(run, executor.class_obj, timestep, model_options)
+    run.acted.update(run.acting())
+    guider = executor.class_obj
     try:
+        if run.inversion is not None and run.reads_source():
+            prepare_source(run, guider, timestep, model_options)
+        if run.moves():
+            move(run, x, Network(run, guider, timestep, model_options))
+        given = x
+        for control in run.acting():
+            given = control.model_input(run, given, run.sigma)
         with run.during(Phase.EDIT):
             denoised = executor(given, timestep, model_options, seed)
     finally:
@@ -226,7 +234,7 @@ def _apply_model(
     run = _run_of(options)
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    run.evaluations += len(x)
+    run.evaluations += 0 if run.reading else len(x)
     if run.phase is Phase.IDLE:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     _check_whole(run, x)
@@ -237,7 +245,7 @@ def _apply_model(
     options = {**options, KEY: call, "cond_or_uncond": _present_as(run, roles, indices)}
     if run.packed_source is not None and run.phase is Phase.EDIT:
         x = _with_source(run, call, x)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    return left_early(run, x, lambda: executor(x, t, c_concat, c_crossattn, control, options, **kwargs))
 
 
 def _present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int]:

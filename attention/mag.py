@@ -1,0 +1,293 @@
+"""MAG-Edit: mask-based attention-adjusted guidance (Algorithm 1, Eqs 1-5).
+
+Before each step of the first half, the latent under the mask goes a few times down the gradient of a constraint on
+the new words' cross-attention maps: the word shall take a larger share of the attention inside the mask. The maps
+are those that the method underneath (Prompt-to-Prompt, Plug-and-Play, CPAM) leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.sampler_helpers
+import torch
+from torch import Tensor
+
+from .constraints import TOKEN, Constraint, Word, evaluate, normalised
+from .control import AttentionCall, Control
+from .curve import Curve
+from .families import Family, Layer
+from .gradients import plain
+from .guidance import FORWARD, Maps, Network, Slope, work
+from .masks import as_mask, check_aspect, for_batch, resize
+from .plan import KEY
+from .run import Run
+from .words import Prompt
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_SCALE = 2.5
+NEGATIVE_SCALE = 5.5
+"""The released code's constants: the update scale, and the one left over for negative words."""
+
+
+def look_up(prompt: Prompt, words: str) -> tuple[Word, ...]:
+    """Positions of words separated by commas, all places where each stands.
+
+    Raises:
+        ValueError: no words, or one that is not in the prompt; the message lists the prompt's.
+    """
+    return tuple(prompt.find(word.strip()) for word in words.split(","))
+
+
+def drawn(mask: Tensor) -> Tensor:
+    """A MASK socket's tensor as (M, H, W) bool.
+
+    Raises:
+        ValueError: of a wrong shape, or one of its masks selects nothing.
+    """
+    chosen = as_mask(mask, "mask of MAG-Edit")
+    if not bool(chosen.flatten(1).any(1).all()):
+        raise ValueError(
+            "The mask of MAG-Edit selects nothing. Draw the place of the edit in Load Image's mask editor, or connect "
+            "a segmentation; an image without transparency gives an empty mask."
+        )
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Negative:
+    """Words to go away from, in a prompt of their own (Eq 3); no other control acts on that prompt.
+
+    Attributes:
+        words: positions in that prompt.
+        conditioning: the prompt.
+        weight: lambda_ng against 1 for the new words.
+    """
+
+    words: tuple[Word, ...]
+    conditioning: list[Any]
+    weight: float = NEGATIVE_SCALE / PUBLISHED_SCALE
+
+    @classmethod
+    def of(cls, words: str, conditioning: list[Any] | None, prompt: Prompt | None, weight: float) -> Negative | None:
+        """From what a node is given; None without words.
+
+        Raises:
+            ValueError: words without their prompt, or a word that is not in it.
+        """
+        if not words.strip():
+            return None
+        if conditioning is None or prompt is None:
+            raise ValueError(
+                f"MAG-Edit shall go away from {words!r}, but has no prompt with these words. Connect both outputs of a "
+                "Prompt with Words to its negative and negative_prompt."
+            )
+        return cls(look_up(prompt, words), conditioning, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class MAG(Control):
+    """Words that shall appear under a mask. Several on one model are guided together (Eq 5).
+
+    Attributes:
+        words: positions of each new word in the target prompt.
+        mask: (M, H, W) bool, where they shall appear.
+        constraint: token ratio (keeps structure) or spatial ratio (changes shape).
+        weight: this part's share of the guidance, beside those of others.
+        scale: s; the update of the latent z is s sigma times the gradient.
+        iterations: updates per step, MAX_IT.
+        start, end: share of the steps between which it acts (the first 25 of 50).
+        gain: leave a step's iterations when one lowers the loss by less than this share; 0 never does.
+        detail: side of the latent divided by the side of the maps that are read (4: 16 x 16 at 512 pixels).
+        negative: words to go away from.
+        blend: share of the steps after which the source's latent is kept outside the mask.
+        checkpointing: less memory for a longer way back.
+        curve: filled by the run.
+        length: text tokens of the target prompt, to tell when another prompt is sampled with.
+    """
+
+    words: tuple[Word, ...]
+    mask: Tensor
+    constraint: Constraint = TOKEN
+    weight: float = 1.0
+    scale: float = PUBLISHED_SCALE
+    iterations: int = 15
+    start: float = 0.0
+    end: float = 0.5
+    gain: float = 0.0
+    detail: int = 4
+    negative: Negative | None = None
+    blend: float = 0.7
+    checkpointing: bool = False
+    curve: Curve = field(default_factory=Curve, repr=False)
+    length: int | None = None
+    name = "MAG-Edit"
+    moves = True
+    guidable = True
+
+    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
+        return tuple(layer for layer in family.layers if layer.scale == self.detail)
+
+    def prepare(self, run: Run) -> None:
+        """Check what it stands on, and say what it will cost.
+
+        Raises:
+            ValueError: a method underneath whose maps are not known, maps of a scale that the family has not, or
+                positions outside the prompt.
+        """
+        hindering = [control.name for control in run.controls if not (control.guidable or control.passive)]
+        if hindering:
+            raise ValueError(
+                f"MAG-Edit goes on Prompt-to-Prompt, Plug-and-Play or CPAM, or alone; this model carries "
+                f"{', '.join(hindering)}, and what that makes of the cross-attention that MAG-Edit reads is not "
+                "defined. Remove one of the two."
+            )
+        if self.detail not in FORWARD[run.family.name]:
+            raise ValueError(f"{run.family.name} has no attention maps of 1/{self.detail} of the latent's side.")
+        check_aspect(self.mask, run.size, "mask of MAG-Edit")
+        self.curve.begin()
+        if self.negative is not None:
+            run.guider.conds[self.negative_role] = comfy.sampler_helpers.convert_cond(self.negative.conditioning)
+        _plan(self, run)
+
+    @property
+    def negative_role(self) -> str:
+        """Key of the negative words' prompt among the guider's conditionings."""
+        return f"{KEY}_mag_{id(self)}"
+
+    def acts(self, run: Run) -> bool:
+        return self.iterations > 0 and run.within(self.start, self.end)
+
+    def cross_attention(self, call: AttentionCall) -> Tensor:
+        """Nothing is changed here: in a pass made for the maps they are taken."""
+        if call.run.reading is not None:
+            call.run.reading.take(call)
+        return call.own()
+
+    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
+        """Algorithm 1, lines 1 to 7, for all parts at once."""
+        parts = [control for control in run.acting() if isinstance(control, MAG)]
+        return _guided(parts, run, x, network) if parts[0] is self else x
+
+    def cells(self, shape: tuple[int, ...]) -> Tensor:
+        """The mask on a feature map: (M, h, w) bool. Nearest as released; one that would vanish is kept."""
+        return resize(self.mask, (shape[-2], shape[-1]))
+
+    def loss(self, run: Run, maps: Maps, words: Sequence[Word]) -> tuple[Tensor, Tensor]:
+        """The constraint's loss and ratio, (B,) each, on the layers that this part reads."""
+        layers = [layer.index for layer in self.cross_layers(run.family)]
+        found = [maps[index] for index in layers]
+        _check_length(
+            found[0].shape[-1], max(max(word) for word in words), None if words is not self.words else self.length
+        )
+        masks = [run.once((self, a.shape[2], a.device), lambda a=a: self._places(run, a)) for a in found]
+        return evaluate(self.constraint, found, masks, words)
+
+    def _places(self, run: Run, attention: Tensor) -> Tensor:
+        """The mask on a map's image tokens: (B, N) bool."""
+        height, width = (-(-side // self.detail) for side in run.size)
+        cells = for_batch(self.cells((height, width)), attention.shape[0], "mask of MAG-Edit")
+        return cells.flatten(1).to(attention.device)
+
+
+def _check_length(given: int, last: int, expected: int | None) -> None:
+    if last >= given or expected not in (None, given):
+        raise ValueError(
+            f"The prompt that MAG-Edit reads has {given} text tokens, but its words were looked up in one of "
+            f"{expected or 'more'}. Connect both outputs of one Prompt with Words: its prompt to MAG-Edit and its "
+            "conditioning to the sampler."
+        )
+
+
+def _plan(part: MAG, run: Run) -> None:
+    """Log the work ahead, and note the last noise level that is guided."""
+    levels = [sigma for sigma in run.sigmas[:-1] if run.move_to(sigma) is None and part.acts(run)]
+    run.once((part, "last"), lambda: min(levels, default=0.0))
+    passes = len(levels) * part.iterations * (2 if part.negative else 1)
+    log.info(
+        "MAG-Edit plans up to %d iterations in %d steps, worth %.0f UNet evaluations per image",
+        passes,
+        len(levels),
+        passes * work(run.family, part.detail, part.checkpointing),
+    )
+
+
+def _tell(part: MAG, run: Run) -> None:
+    """Log what came of it, once the last step is guided."""
+    if run.sigma <= run.kept[part, "last"]:
+        log.log(logging.INFO if part.curve.worked() else logging.WARNING, "MAG-Edit: %s", part.curve.report())
+
+
+def _guided(parts: list[MAG], run: Run, x: Tensor, network: Network) -> Tensor:
+    """x (B, C, h, w) in the sampler's scale after this step's updates; outside the masks it stays bit for bit.
+
+    With z = x / sqrt(1 + sigma^2), z - s sigma dL/dz is x - s sigma (1 + sigma^2) dL/dx.
+    """
+    layers = sorted({layer for p in parts for layer in p.cross_layers(run.family)}, key=lambda layer: layer.index)
+    inside = run.once(("mag", *parts, x.device), lambda: union(parts, tuple(x.shape)).to(x.device))
+    shares = dict(zip(parts, normalised([p.weight for p in parts]), strict=True))
+    length = run.sigma * (1 + run.sigma**2)
+    waiting, last = parts, dict.fromkeys(parts, float("inf"))
+    with network.slopes(layers, any(p.checkpointing for p in parts)) as slope:
+        latent = plain(x)
+        for iteration in range(max(p.iterations for p in parts)):
+            waiting = [p for p in waiting if iteration < p.iterations]
+
+            def loss(maps: Maps, iteration: int = iteration) -> Tensor | None:
+                nonlocal waiting
+                losses = {p: _recorded(p, run, maps, iteration) for p in waiting}
+                waiting = [p for p in waiting if not _settled(p, last[p], losses[p].item())]
+                last.update({p: losses[p].item() for p in waiting})
+                return sum((shares[p] * p.scale * losses[p] for p in waiting), torch.zeros(())) if waiting else None
+
+            found = slope(latent, loss) if waiting else None
+            if found is None:
+                break
+            for part in waiting:
+                if part.negative is not None:
+                    found = found - shares[part] * part.scale * _away(part, part.negative, run, latent, slope)
+            _check_slope(found, inside, waiting)
+            latent = torch.where(inside, latent - length * found, latent)
+    for part in parts:
+        _tell(part, run)
+    return latent
+
+
+def _recorded(part: MAG, run: Run, maps: Maps, iteration: int) -> Tensor:
+    """A part's loss, summed over the batch so that each image has its own gradient; the curve gets a point."""
+    loss, ratio = part.loss(run, maps, part.words)
+    part.curve.add(run.step, iteration, loss.mean().item(), ratio.mean().item())
+    return loss.sum()
+
+
+def _away(part: MAG, negative: Negative, run: Run, latent: Tensor, slope: Slope) -> Tensor:
+    """Eq 3's second term: the weighted slope of the negative words' loss, in a pass of its own."""
+    found = slope(latent, lambda maps: part.loss(run, maps, negative.words)[0].sum(), part.negative_role, part)
+    assert found is not None
+    return negative.weight * found
+
+
+def _settled(part: MAG, before: float, now: float) -> bool:
+    """Whether an iteration has brought too little for another one."""
+    return part.gain > 0 and before - now < part.gain * abs(before)
+
+
+def _check_slope(slope: Tensor, inside: Tensor, parts: list[MAG]) -> None:
+    """Raise ValueError if no change of the latent under the mask can change the maps that are looked at."""
+    if not bool((slope * inside).any()):
+        names = ", ".join(repr(p.curve.name) for p in parts)
+        raise ValueError(
+            f"Guidance cannot reach {names}: the attention of these words does not depend on the edit. They stand in "
+            "the source prompt too, so that Prompt-to-Prompt copies their attention. Name words that are new in the "
+            "target prompt, or use refinement instead of word swap."
+        )
+
+
+def union(parts: Sequence[MAG], shape: tuple[int, ...]) -> Tensor:
+    """Where any part acts, on a latent of shape (B, C, h, w): (B, 1, h, w) bool."""
+    cells = [for_batch(part.cells(shape), shape[0], "mask of MAG-Edit") for part in parts]
+    return torch.stack(cells).any(0)[:, None]
