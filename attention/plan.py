@@ -14,6 +14,10 @@ KEY = "attention_edit"
 KEY_NEGATIVE = f"{KEY}_negative"
 """The source with the negative prompt, where a control reads both halves of guidance."""
 SOURCES = (KEY, KEY_NEGATIVE)
+NULL_KEY = "attention_edit_null"
+"""The name of the inversion's null text among the host's conditionings."""
+NULLED = ("negative", "empty_negative_prompt", KEY_NEGATIVE)
+"""Conditionings in whose place the inversion's null text stands."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..inversion.record import Inversion
 from .control import Control
 from .families import Family, Layer
-from .plan import KEY, SOURCES, Plan
+from .plan import KEY, NULLED, SOURCES, Plan
 
 if TYPE_CHECKING:
     from .guidance import Reading
@@ -250,12 +250,24 @@ class Run:
         for key, conds in self.guider.conds.items():
             for cond in conds or []:
                 if cond.get("uuid") == uuid:
-                    states = cond.get("model_conds", {}).get("c_crossattn")
+                    states, null = cond.get("model_conds", {}).get("c_crossattn"), self.null_text(key)
+                    if null is not None:
+                        return key, null.shape[1]
                     return key, 0 if states is None else states.cond.shape[1]
         return ("positive" if index == 0 else "negative"), 0
 
+    def null_text(self, key: str) -> Tensor | None:
+        """The inversion's null text (1 or B, L, C) of this step, for a conditioning whose place it takes."""
+        return self.inversion.null_at(self.sigma) if self.inversion and key in NULLED else None
+
     def context(self, key: str) -> Tensor | None:
-        """Text states (1 or B, L, C) of a conditioning of the guider, such as "negative"; None if it has none."""
+        """Text states (1 or B, L, C) of a conditioning of the guider, such as "negative"; None if it has none.
+
+        The inversion's null text, if it has one, is the negative prompt of the present step.
+        """
+        null = self.null_text(key)
+        if null is not None:
+            return null
         for cond in self.guider.conds.get(key) or []:
             states = cond.get("model_conds", {}).get("c_crossattn")
             if states is not None:

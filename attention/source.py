@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..inversion.record import Conditioning
+from . import null_context
 from .plan import KEY, KEY_NEGATIVE
 from .run import Phase, Run, savable
 
@@ -22,7 +23,7 @@ _EDITS_OWN = ("control", "control_apply_to_uncond")
 """Options of a conditioning that belong to the edit and not to the source."""
 
 
-def source_conditioning(conditioning: Conditioning) -> Conditioning:
+def source_conditioning(conditioning: Conditioning, name: str = "source prompt of an inversion") -> Conditioning:
     """The source prompt as the source branch uses it: text only.
 
     ControlNets, areas and hooks belong to the edit; on the source they would change what it is meant to keep.
@@ -33,7 +34,7 @@ def source_conditioning(conditioning: Conditioning) -> Conditioning:
     hindering = [k for _, options in conditioning for k in ("area", "mask", "hooks") if options.get(k) is not None]
     if len(conditioning) != 1 or hindering:
         raise ValueError(
-            f"The source prompt of an inversion must be one plain conditioning; this one has {len(conditioning)} "
+            f"The {name} must be one plain conditioning; this one has {len(conditioning)} "
             f"parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text Encode directly."
         )
     states, options = conditioning[0]
@@ -46,9 +47,12 @@ def add_conditionings(run: Run) -> None:
     conds = run.guider.conds
     conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
     conds.pop(KEY_NEGATIVE, None)
+    null_context.register(run.inversion, run.guider)
     if any(control.both_halves for control in run.controls) and guided(run.guider):
-        negative = _negative(conds.get("negative") or [])
-        if negative is not None and not _same_text(negative, conds[KEY][0]):
+        null = run.inversion.null_conditioning
+        negative = _negative(conds.get("negative") or [] if null is None else comfy.sampler_helpers.convert_cond(null))
+        changing = run.inversion.null_states is not None and len(run.inversion.null_states) > 1
+        if negative is not None and (changing or not _same_text(negative, conds[KEY][0])):
             conds[KEY_NEGATIVE] = comfy.sampler_helpers.convert_cond([[negative.get("cross_attn"), negative]])
             run.halved = True
 

@@ -11,6 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..inversion.run import prediction_of
+from . import null_context
 from .families import family_of
 from .guidance import Network, left_early
 from .hooks import SiteHook
@@ -77,6 +78,7 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
                 f"The sampler's latent is {latent.shape[-1]}x{latent.shape[-2]}, but the inverted image's is "
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
+    null_context.check_guidance(plan, guider)
     run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
     if plan.inversion is not None:
         add_conditionings(run)
@@ -211,9 +213,12 @@ def _predict_noise(
 def _calc_cond_batch(
     executor: Any, model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:
-    """Wrap the batch of conditionings: a packed source is one more of them, first, so that it is never late."""
+    """Wrap the batch of conditionings: null text, and a packed source as one more, first, so that it is never late."""
     run = _run_of(model_options.get("transformer_options", {}))
-    if run is None or run.phase is not Phase.EDIT or run.packed_source is None:
+    if run is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    conds = [null_context.replaced(run, index, part) for index, part in enumerate(conds)]
+    if run.phase is not Phase.EDIT or run.packed_source is None:
         return executor(model, conds, x_in, timestep, model_options)
     sources = source_conds(run)
     return executor(model, [*sources, *conds], x_in, timestep, model_options)[len(sources) :]

@@ -29,6 +29,13 @@ class Inversion:
         family: name of the model family.
         prediction: "eps" or "v".
         conditioning: the source prompt's CONDITIONING.
+        method: how it was made, for messages and reports.
+        null_states: text states (1 or S - 1, 1 or B, L, C), float32 on the CPU, that stand in the negative prompt's
+            place; entry i is for the step between levels i and i + 1, one entry is for all steps. None leaves the
+            negative prompt as it is.
+        null_options: the host's options beside these states (SDXL's pooled output).
+        null_guidance: guidance scale that the states were optimised for; None if they go with any.
+        errors: what the method measured of itself at every step, for its plot; empty if nothing.
     """
 
     latents: Tensor
@@ -38,6 +45,22 @@ class Inversion:
     family: str
     prediction: str
     conditioning: Conditioning = field(repr=False)
+    method: str = "DDIM inversion"
+    null_states: Tensor | None = field(default=None, repr=False)
+    null_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    null_guidance: float | None = None
+    errors: tuple[float, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the null text does not go with the trajectory."""
+        if self.null_states is None:
+            return
+        shape, steps = tuple(self.null_states.shape), len(self.sigmas) - 1
+        if len(shape) != 4 or shape[0] not in (1, steps) or shape[1] not in (1, self.batch):
+            raise ValueError(
+                f"The null text has shape {shape}, but {steps} steps of {self.batch} image(s) need "
+                f"({steps} or 1, {self.batch} or 1, tokens, channels)."
+            )
 
     @property
     def batch(self) -> int:
@@ -52,7 +75,8 @@ class Inversion:
     def describe(self) -> str:
         """One line that tells the schedule, for messages."""
         return (
-            f"{self.steps} steps, offset {self.offset}, sigma {self.sigmas[-1]:.3f} to {self.sigmas[0]:.3f} "
+            f"{self.method}, {self.steps} steps, offset {self.offset}, "
+            f"sigma {self.sigmas[-1]:.3f} to {self.sigmas[0]:.3f} "
             f"({self.family}, {self.prediction} prediction, {self.batch} image(s) of "
             f"{self.latents.shape[-1]}x{self.latents.shape[-2]})"
         )
@@ -106,6 +130,20 @@ class Inversion:
         low, high = self.sigmas[right - 1], self.sigmas[right]
         start, end = self._sampler_scale(right - 1), self._sampler_scale(right)
         return start - (end - start) * (low / (high - low))
+
+    @property
+    def null_conditioning(self) -> Conditioning | None:
+        """The null text as CONDITIONING, with the states of the cleanest step; None without one."""
+        return None if self.null_states is None else [[self.null_states[0], dict(self.null_options)]]
+
+    def null_at(self, sigma: float) -> Tensor | None:
+        """The null text (1 or B, L, C) of the DDIM step under way at this sigma; None without one."""
+        if self.null_states is None:
+            return None
+        right = self.level(sigma)
+        if right is None:
+            right = bisect_left(self.sigmas, sigma)
+        return self.null_states[min(max(right - 1, 0), len(self.null_states) - 1)]
 
     def _sampler_scale(self, i: int) -> Tensor:
         return self.latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5

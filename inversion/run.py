@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import comfy.model_sampling
-import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 from torch import Tensor
 
 from ..attention.families import family_of
 from ..attention.plan import plan_of
+from .cost import Cost, measured
 from .ddim import Predict, invert, sample
+from .guided import Walk, Walker, run_sampler
 from .record import Conditioning, Inversion
 from .schedule import levels
 
 log = logging.getLogger(__name__)
-
-Walk = Callable[[Predict, Tensor], list[Tensor]]
-"""What a run does: from the network and the start latent (DDPM scale) to the latents that it visits."""
 
 
 def prediction_of(model: Any) -> str:
@@ -41,68 +35,6 @@ def prediction_of(model: Any) -> str:
         f"Inversion needs a model with eps or v prediction; this one uses {type(sampling).__mro__[2].__name__}. "
         "Connect an SD1.x, SD2.x or SDXL checkpoint without a sampling patch that changes it."
     )
-
-
-class _Walker(comfy.samplers.Sampler):
-    """A host sampler that hands the raw network to a walk and keeps what it visits."""
-
-    def __init__(self, walk: Walk, kind: str) -> None:
-        self.walk, self.kind = walk, kind
-        self.visited: list[Tensor] = []
-
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        """Run the walk from the latent image; the host's Sampler interface."""
-        total = len(sigmas) - 1
-        done = 0
-
-        def predict(z: Tensor, sigma: float) -> Tensor:
-            nonlocal done
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            scale = (1 + sigma * sigma) ** 0.5
-            x = z * scale
-            denoised = model_wrap(x, x.new_full((len(x),), sigma), extra_args["model_options"], extra_args["seed"])
-            if callback is not None:
-                callback(done, denoised, x, total)
-            done += 1
-            if self.kind == "v":
-                return (x / scale**2 - denoised) * scale / sigma
-            return (x - denoised) / sigma
-
-        assert latent_image is not None
-        with torch.no_grad():
-            self.visited = self.walk(predict, latent_image)
-        return self.visited[-1]
-
-
-def run_walk(
-    model: Any, walk: Walk, start: Tensor, sigmas: list[float], positive: Any, negative: Any, guidance: float
-) -> list[Tensor]:
-    """Walk with the model under a guider; start (B, C, h, w) as a LATENT socket carries it."""
-    walker = _Walker(walk, prediction_of(model))
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative if negative is not None else positive)
-    guider.set_cfg(guidance)
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-    guider.sample(
-        torch.zeros_like(start),
-        start,
-        walker,
-        torch.tensor(sigmas),
-        callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=0,
-    )
-    return walker.visited
 
 
 def check_latent(latent: dict[str, Any]) -> Tensor:
@@ -125,6 +57,30 @@ def check_latent(latent: dict[str, Any]) -> Tensor:
     return samples
 
 
+def check_unedited(model: Any, passive: bool = False) -> None:
+    """Raise ValueError if a host MODEL carries edits, which would become part of the inversion.
+
+    Args:
+        passive: whether controls that only record may be on it.
+    """
+    plan = plan_of(model)
+    edits = [control for control in plan.controls if not (passive and control.passive)]
+    if plan.schedule is not None or edits:
+        raise ValueError(
+            "The model connected to the inversion already carries edits. Connect the model from before the edit "
+            "nodes (with its LoRAs), and give the inversion to the edit nodes."
+        )
+
+
+def run_walk(
+    model: Any, walk: Walk, start: Tensor, sigmas: list[float], positive: Any, negative: Any, guidance: float
+) -> list[Tensor]:
+    """Walk with the model under a guider; start (B, C, h, w) as a LATENT socket carries it."""
+    walker = Walker(walk, prediction_of(model))
+    run_sampler(model, walker, start, sigmas, (positive, negative, guidance))
+    return walker.visited
+
+
 def ddim_inversion(
     model: Any, latent: dict[str, Any], conditioning: Conditioning, steps: int, offset: int
 ) -> Inversion:
@@ -140,22 +96,20 @@ def ddim_inversion(
     Raises:
         ValueError: edits on the model, an unknown family or prediction, or a broken latent.
     """
-    plan = plan_of(model)
-    if plan.schedule is not None or not all(control.passive for control in plan.controls):
-        raise ValueError(
-            "The model connected to the inversion already carries edits. Connect the model from before the edit "
-            "nodes (with its LoRAs), and give the inversion to the edit nodes."
-        )
+    check_unedited(model, passive=True)
     family, kind, samples = family_of(model), prediction_of(model), check_latent(latent)
     sigmas = levels(model.get_model_object("model_sampling"), steps, offset)
-    log.info("DDIM inversion: %d UNet evaluations", (len(sigmas) - 1) * len(samples))
+    log.info("DDIM inversion plans %d UNet evaluations", (len(sigmas) - 1) * len(samples))
 
     def walk(predict: Predict, image: Tensor) -> list[Tensor]:
         return [z.float().cpu() for z in invert(predict, image, sigmas, kind)]
 
-    visited = run_walk(model, walk, samples, sigmas, conditioning, None, 1.0)
+    walker = Walker(walk, kind)
+    with measured(model) as (counted, cost):
+        run_sampler(counted, walker, samples, sigmas, (conditioning, None, 1.0))
+    log.info("DDIM inversion: %s", cost.describe())
     return Inversion(
-        latents=torch.stack(visited),
+        latents=torch.stack(walker.visited),
         sigmas=tuple(sigmas),
         steps=steps,
         offset=offset,
@@ -172,22 +126,31 @@ class Reconstruction:
     Attributes:
         latent: LATENT samples (B, C, h, w) that sampling ended on.
         errors: per level, noisy to clean, |z - z*| / |z*| over the batch.
+        cost: what it took.
     """
 
     latent: Tensor
     errors: tuple[float, ...]
+    cost: Cost
+
+
+def relative_errors(visited: list[Tensor], inversion: Inversion) -> tuple[float, ...]:
+    """|z - z*| / |z*| over the batch, of latents visited from noisy to clean."""
+    stored = inversion.latents.flip(0)
+    return tuple(float((v.cpu() - s).norm() / s.norm()) for v, s in zip(visited, stored, strict=True))
 
 
 def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Conditioning | None) -> Reconstruction:
     """Sample from the inverted noise with the source prompt, without any help from the trajectory.
 
     At guidance 1 this measures the inversion's own error; at 7.5 how far guidance drives the source away, which
-    is what direct and null-text inversion mend.
+    is what direct and null-text inversion mend. An inversion's own null text stands in the negative prompt's place.
 
     Raises:
         ValueError: another model family, or guidance other than 1 without a negative prompt.
     """
     inversion.check_model(family_of(model).name, prediction_of(model))
+    negative = inversion.null_conditioning or negative
     if guidance != 1.0 and negative is None:
         raise ValueError(f"Reconstruction at guidance {guidance:g} needs a negative prompt; connect an empty one.")
     kind, sigmas = inversion.prediction, inversion.schedule
@@ -196,8 +159,9 @@ def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Con
         return [v.float().cpu() for v in sample(predict, z, sigmas, kind)]
 
     latent_format = model.get_model_object("latent_format")
-    start = latent_format.process_out(inversion.latents[-1])
-    visited = run_walk(model, walk, start, sigmas, inversion.conditioning, negative, guidance)
-    stored = inversion.latents.flip(0)
-    errors = tuple(float((v - s).norm() / s.norm()) for v, s in zip(visited, stored, strict=True))
-    return Reconstruction(latent_format.process_out(visited[-1]), errors)
+    walker = Walker(walk, kind, inversion.null_at)
+    with measured(model) as (counted, cost):
+        start = latent_format.process_out(inversion.latents[-1])
+        run_sampler(counted, walker, start, sigmas, (inversion.conditioning, negative, guidance))
+    latent = latent_format.process_out(walker.visited[-1])
+    return Reconstruction(latent, relative_errors(walker.visited, inversion), cost)

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .record import Inversion
+from .record import Conditioning, Inversion
 
 FORMAT = "attention-edit inversion"
-VERSION = "1"
+VERSION = "2"
+READABLE = ("1", VERSION)
+"""Version 1 had no null text and no method."""
 SUFFIX = ".safetensors"
 
 
@@ -60,25 +62,10 @@ def save(inversion: Inversion, prefix: str) -> Path:
     stem = (root / prefix).resolve()
     if root not in stem.parents:
         raise ValueError(f"The prefix {prefix!r} leads out of {root}; use a plain name.")
-    tensors, options = _pack_conditioning(inversion)
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "inversion": json.dumps(
-            {
-                "sigmas": inversion.sigmas,
-                "steps": inversion.steps,
-                "offset": inversion.offset,
-                "family": inversion.family,
-                "prediction": inversion.prediction,
-                "conditioning": options,
-            }
-        ),
-    }
     stem.parent.mkdir(parents=True, exist_ok=True)
     part = stem.with_name(f"{stem.name}.{os.getpid()}.part")
     try:
-        save_file({"latents": inversion.latents.contiguous(), **tensors}, part, metadata)
+        write(inversion, part)
         number = 1
         while True:
             path = stem.with_name(f"{stem.name}_{number:05d}{SUFFIX}")
@@ -92,22 +79,47 @@ def save(inversion: Inversion, prefix: str) -> Path:
         part.unlink(missing_ok=True)
 
 
-def _pack_conditioning(inversion: Inversion) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def write(inversion: Inversion, path: Path) -> None:
+    """Write an inversion into a file, over whatever it holds.
+
+    Raises:
+        ValueError: a prompt holds what a file cannot.
+    """
+    tensors, options = _pack_conditioning("conditioning", inversion.conditioning)
+    fields = {
+        "sigmas": inversion.sigmas,
+        "steps": inversion.steps,
+        "offset": inversion.offset,
+        "family": inversion.family,
+        "prediction": inversion.prediction,
+        "conditioning": options,
+        "method": inversion.method,
+        "null_guidance": inversion.null_guidance,
+        "errors": inversion.errors,
+    }
+    if inversion.null_states is not None:
+        held, (fields["null_options"],) = _pack_conditioning("null", [[inversion.null_states, inversion.null_options]])
+        tensors |= held
+    metadata = {"format": FORMAT, "version": VERSION, "inversion": json.dumps(fields)}
+    save_file({"latents": inversion.latents.contiguous(), **tensors}, path, metadata)
+
+
+def _pack_conditioning(name: str, conditioning: Conditioning) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Tensors by name, and per part of the conditioning its plain options."""
     tensors: dict[str, Tensor] = {}
     options: list[dict[str, Any]] = []
-    for i, (states, extra) in enumerate(inversion.conditioning):
-        tensors[f"conditioning.{i}.states"] = states.detach().cpu().contiguous()
+    for i, (states, extra) in enumerate(conditioning):
+        tensors[f"{name}.{i}.states"] = states.detach().cpu().contiguous()
         plain: dict[str, Any] = {}
         for key, value in extra.items():
             if isinstance(value, Tensor):
-                tensors[f"conditioning.{i}.option.{key}"] = value.detach().cpu().contiguous()
+                tensors[f"{name}.{i}.option.{key}"] = value.detach().cpu().contiguous()
             elif value is None or isinstance(value, str | int | float | bool):
                 plain[key] = value
             else:
                 raise ValueError(
-                    f"The source prompt carries {key!r} ({type(value).__name__}), which a file cannot hold. Invert "
-                    "with a prompt that comes directly from CLIP Text Encode."
+                    f"A prompt of the inversion carries {key!r} ({type(value).__name__}), which a file cannot hold. "
+                    "Invert with a prompt that comes directly from CLIP Text Encode."
                 )
         options.append(plain)
     return tensors, options
@@ -119,14 +131,26 @@ def load(name: str) -> Inversion:
     Raises:
         ValueError: no such file, a foreign or broken one, or one of a later version.
     """
-    path = path_of(name)
+    return read(path_of(name), name)
+
+
+def read(path: Path, name: str) -> Inversion:
+    """The inversion in a file, which messages call by a name.
+
+    Raises:
+        ValueError: a foreign or broken file, or one of a later version.
+    """
+    broken = (SafetensorError, OSError, KeyError, TypeError, AttributeError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_format(name, metadata)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except broken as error:
+        raise ValueError(f"{name!r} is not a whole inversion file ({error}). Save the inversion again.") from error
+    try:
         return _unpack(json.loads(metadata["inversion"]), tensors)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+    except (*broken, ValueError) as error:
         raise ValueError(f"{name!r} is not a whole inversion file ({error}). Save the inversion again.") from error
 
 
@@ -135,9 +159,10 @@ def _check_format(name: str, metadata: dict[str, str]) -> None:
         raise ValueError(
             f"{name!r} is a safetensors file, but not an inversion. Choose one that Save Inversion has written."
         )
-    if metadata.get("version") != VERSION:
+    if metadata.get("version") not in READABLE:
         raise ValueError(
-            f"{name!r} has version {metadata.get('version')} of the inversion format; this pack reads {VERSION}. "
+            f"{name!r} has version {metadata.get('version')} of the inversion format; this pack reads "
+            f"{' and '.join(READABLE)}. "
             "Update the pack."
         )
 
@@ -146,11 +171,12 @@ def _unpack(fields: dict[str, Any], tensors: dict[str, Tensor]) -> Inversion:
     latents = tensors["latents"]
     if latents.ndim != 5 or len(latents) != len(fields["sigmas"]) or not torch.isfinite(latents).all():
         raise TypeError(f"latents of shape {tuple(latents.shape)} for {len(fields['sigmas'])} levels")
-    conditioning = []
-    for i, plain in enumerate(fields["conditioning"]):
-        prefix = f"conditioning.{i}.option."
-        extra = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        conditioning.append([tensors[f"conditioning.{i}.states"], {**plain, **extra}])
+    null_states, null_options = tensors.get("null.0.states"), {}
+    if null_states is not None:
+        if not torch.isfinite(null_states).all():
+            raise TypeError("null text that is not finite")
+        ((_, null_options),) = _unpack_conditioning("null", [fields["null_options"]], tensors)
+    guidance = fields.get("null_guidance")
     return Inversion(
         latents=latents,
         sigmas=tuple(float(s) for s in fields["sigmas"]),
@@ -158,5 +184,19 @@ def _unpack(fields: dict[str, Any], tensors: dict[str, Tensor]) -> Inversion:
         offset=int(fields["offset"]),
         family=str(fields["family"]),
         prediction=str(fields["prediction"]),
-        conditioning=conditioning,
+        conditioning=_unpack_conditioning("conditioning", fields["conditioning"], tensors),
+        method=str(fields.get("method", "DDIM inversion")),
+        null_states=null_states,
+        null_options=null_options,
+        null_guidance=None if guidance is None else float(guidance),
+        errors=tuple(float(e) for e in fields.get("errors", ())),
     )
+
+
+def _unpack_conditioning(name: str, options: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Conditioning:
+    conditioning = []
+    for i, plain in enumerate(options):
+        prefix = f"{name}.{i}.option."
+        extra = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        conditioning.append([tensors[f"{name}.{i}.states"], {**plain, **extra}])
+    return conditioning

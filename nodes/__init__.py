@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from .cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
 from .demo import DemoModelNode, DemoSceneNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
+from .inversion_methods import DirectNode, FixedPointNode, NegativePromptNode, NullTextNode
 from .map_views import MapViewerNode, SelfMapsNode
 from .maps import MapMaskNode, RecordMapsNode
 from .masks import CompositeNode
@@ -17,6 +18,10 @@ from .setup import EditSetupNode
 NODES: list[type[io.ComfyNode]] = [
     PromptNode,
     InvertNode,
+    NullTextNode,
+    NegativePromptNode,
+    FixedPointNode,
+    DirectNode,
     ReconstructNode,
     SaveInversionNode,
     LoadInversionNode,

@@ -8,9 +8,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..inversion import report, store
-from ..inversion.run import ddim_inversion
 from ..inversion.schedule import OFFSETS
-from .sockets import CATEGORY, InversionSocket, inversion_input
+from .sockets import CATEGORY, InversionSocket, disk_cache_input, inversion_input
 
 
 class InvertNode(io.ComfyNode):
@@ -53,6 +52,7 @@ class InvertNode(io.ComfyNode):
                     "host's ddim_uniform.",
                     advanced=True,
                 ),
+                disk_cache_input(),
             ],
             outputs=[
                 InversionSocket.Output(
@@ -62,8 +62,16 @@ class InvertNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, latent: dict[str, Any], source: list[Any], steps: int, schedule: str) -> io.NodeOutput:
-        return io.NodeOutput(ddim_inversion(model, latent, source, steps, OFFSETS[schedule]))
+    def execute(
+        cls,
+        model: Any,
+        latent: dict[str, Any],
+        source: list[Any],
+        steps: int,
+        schedule: str,
+        disk_cache: bool = False,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(report.ddim(model, latent, source, (steps, OFFSETS[schedule]), disk_cache))
 
 
 class ReconstructNode(io.ComfyNode):
@@ -92,7 +100,9 @@ class ReconstructNode(io.ComfyNode):
                     tooltip="Guidance scale of the check.",
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Negative prompt, needed when guidance is not 1."
+                    "negative",
+                    optional=True,
+                    tooltip="Negative prompt, needed when guidance is not 1; an inversion's null text goes first.",
                 ),
             ],
             outputs=[

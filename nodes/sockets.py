@@ -30,3 +30,15 @@ def model_output() -> io.Output:
 def inversion_input() -> io.Input:
     """The source image."""
     return InversionSocket.Input("inversion", tooltip="The source image, from DDIM Inversion or Load Inversion.")
+
+
+def disk_cache_input() -> io.Input:
+    """Whether an inversion is kept on disk."""
+    return io.Boolean.Input(
+        "disk_cache",
+        default=False,
+        optional=True,
+        tooltip="Keep the result in ComfyUI's user folder (2 GB at most), so that the same image, prompt, model and "
+        "settings need no second inversion after a restart.",
+        advanced=True,
+    )

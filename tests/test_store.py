@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import folder_paths
 import pytest
@@ -36,6 +37,58 @@ def test_round_trip(folder):
     assert torch.equal(states, saved.conditioning[0][0])
     assert torch.equal(options["pooled_output"], saved.conditioning[0][1]["pooled_output"])
     assert options["width"] == 512 and options["crop_w"] == 0
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_null_text_round_trip(folder, levels):
+    options = {"pooled_output": torch.randn(1, 1280), "width": 1024}
+    text = torch.randn(levels, 1, 77, tiny.CONTEXT)
+    made = {"method": "null-text inversion", "null_states": text, "null_options": options, "null_guidance": 7.5}
+    loaded = store.load(store.save(replace(record(), **made), "photo").name)
+    assert torch.equal(loaded.null_states, text) and loaded.null_options["width"] == 1024
+    assert torch.equal(loaded.null_options["pooled_output"], options["pooled_output"])
+    assert (loaded.method, loaded.null_guidance) == ("null-text inversion", 7.5)
+
+
+def first_version(fields: dict, folder, name="old.safetensors", **tensors) -> str:
+    """A file as version 1 had it, byte for byte in its layout."""
+    folder.mkdir(exist_ok=True)
+    states = tiny.prompt(3, "SDXL")[0]
+    held = {
+        "latents": torch.ones(3, 1, 4, 8, 8),
+        "conditioning.0.states": states[0],
+        "conditioning.0.option.pooled_output": states[1]["pooled_output"],
+    }
+    known = {"sigmas": [0.03, 0.5, 2.0], "steps": 3, "offset": 0, "family": "SDXL", "prediction": "eps"}
+    metadata = {"format": store.FORMAT, "version": "1"}
+    metadata["inversion"] = json.dumps({**known, "conditioning": [{"width": 512}], **fields})
+    save_file({**held, **tensors}, folder / name, metadata)
+    return name
+
+
+def test_the_first_version_is_read(folder):
+    loaded = store.load(first_version({}, folder))
+    assert loaded.null_states is None and loaded.null_guidance is None and loaded.method == "DDIM inversion"
+    assert loaded.sigmas == (0.03, 0.5, 2.0) and loaded.conditioning[0][1]["width"] == 512
+    assert loaded.conditioning[0][1]["pooled_output"].shape == (1, 1280)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [torch.zeros(5, 1, 77, 16), torch.zeros(2, 3, 77, 16), torch.zeros(77, 16), torch.full((1, 1, 7, 16), torch.nan)],
+)
+def test_a_null_text_that_does_not_fit_is_refused(folder, text):
+    name = first_version({"null_options": {}}, folder, **{"null.0.states": text})
+    with pytest.raises(ValueError, match=r"not a whole inversion.*null text"):
+        store.load(name)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"sigmas": 3}, {"sigmas": ["a", "b", "c"]}, {"steps": None}, {"conditioning": [3]}, {"conditioning": 3}]
+)
+def test_fields_of_another_kind_are_refused(folder, fields):
+    with pytest.raises(ValueError, match="not a whole inversion"):
+        store.load(first_version(fields, folder))
 
 
 def test_nothing_is_written_over_and_nothing_is_left(folder):
@@ -82,7 +135,7 @@ def test_a_foreign_file_is_refused(folder):
 
 def test_a_later_version_is_refused(folder):
     folder.mkdir()
-    save_file({"latents": torch.zeros(1)}, folder / "new.safetensors", {"format": store.FORMAT, "version": "2"})
+    save_file({"latents": torch.zeros(1)}, folder / "new.safetensors", {"format": store.FORMAT, "version": "3"})
     with pytest.raises(ValueError, match="Update the pack"):
         store.load("new.safetensors")
 

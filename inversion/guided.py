@@ -1,0 +1,104 @@
+"""Walks along noise levels under the host's guider, which loads, offloads, previews and cancels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ..attention.null_context import with_states
+from .ddim import Predict
+
+Walk = Callable[[Predict, Tensor], list[Tensor]]
+"""What a run does: from the network and the start latent (DDPM scale) to the latents that it visits."""
+
+
+def raw_prediction(denoised: Tensor, z: Tensor, sigma: float, kind: str) -> Tensor:
+    """The network's own output, eps or v, from the host's prediction of the clean latent.
+
+    Args:
+        denoised: (B, C, h, w), what the host made of it; z: the latent that it was given, in DDPM scale.
+    """
+    scale = (1 + sigma * sigma) ** 0.5
+    if kind == "v":
+        return (z / scale - denoised) * scale / sigma
+    return (z * scale - denoised) / sigma
+
+
+class Walker(comfy.samplers.Sampler):
+    """A host sampler that hands the raw network to a walk and keeps what it visits.
+
+    Args:
+        walk: what to do.
+        kind: "eps" or "v".
+        null: the negative prompt's states (1 or B, L, C) at a sigma, where they change from step to step.
+    """
+
+    def __init__(self, walk: Walk, kind: str, null: Callable[[float], Tensor | None] | None = None) -> None:
+        self.walk, self.kind, self.null = walk, kind, null
+        self.visited: list[Tensor] = []
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """Run the walk from the latent image; the host's Sampler interface."""
+        total = len(sigmas) - 1
+        levels = [float(sigma) for sigma in sigmas]
+        negative = model_wrap.conds.get("negative")
+
+        def predict(z: Tensor, sigma: float) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            states = self.null(sigma) if self.null else None
+            if states is not None:
+                model_wrap.conds["negative"] = with_states(negative, states.to(z))
+            x = z * (1 + sigma * sigma) ** 0.5
+            denoised = model_wrap(x, x.new_full((len(x),), sigma), extra_args["model_options"], extra_args["seed"])
+            if callback is not None:
+                # Several evaluations of one step move the bar once; an inversion's first level has none.
+                nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
+                callback(min(nearest, total - 1) if levels[0] > levels[-1] else nearest - 1, denoised, x, total)
+            return raw_prediction(denoised, z, sigma, self.kind)
+
+        assert latent_image is not None
+        with torch.no_grad():
+            self.visited = self.walk(predict, latent_image)
+        return self.visited[-1]
+
+
+def run_sampler(
+    model: Any, sampler: comfy.samplers.Sampler, start: Tensor, sigmas: list[float], conds: tuple[Any, Any, float]
+) -> None:
+    """Run a sampler of ours under the host's guider.
+
+    Args:
+        start: (B, C, h, w) as a LATENT socket carries it.
+        sigmas: the levels, in the order of the walk.
+        conds: positive and negative CONDITIONING (None: the positive one), and the guidance scale.
+    """
+    positive, negative, guidance = conds
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative if negative is not None else positive)
+    guider.set_cfg(guidance)
+    guider.sample(
+        torch.zeros_like(start),
+        start,
+        sampler,
+        torch.tensor(sigmas),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=0,
+    )

@@ -1,0 +1,56 @@
+"""Negative-prompt inversion (Miyake et al. 2023): the source prompt itself stands in the negative prompt's place.
+
+For the source guidance then has no effect, so that guided sampling is as near to the image as unguided sampling,
+without any optimisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..attention.source import source_conditioning
+from .record import Conditioning, Inversion
+
+
+def slerp(share: float, start: Tensor, end: Tensor) -> Tensor:
+    """Spherical interpolation of texts (B, L, C), each taken as one vector: start at share 0, end at 1."""
+    a, b = start.flatten(1), end.flatten(1)
+    cosine = (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1, keepdim=True)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if float(angle.min()) < 1e-4:  # parallel: the formula's limit
+        return torch.lerp(start, end, share)
+    mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    return mixed.view_as(start)
+
+
+def negative_prompt_inversion(inversion: Inversion, negative: Conditioning | None, interpolation: float) -> Inversion:
+    """Give an inversion its source prompt as null text.
+
+    Args:
+        negative: the empty prompt, for an interpolation other than 0.
+        interpolation: 0 takes the source prompt, 1 the negative prompt, between them a slerp of the two.
+
+    Raises:
+        ValueError: an interpolation without a negative prompt, or prompts of different lengths.
+    """
+    states, options = source_conditioning(inversion.conditioning)[0]
+    if interpolation:
+        if negative is None:
+            raise ValueError("An interpolation above 0 goes towards the negative prompt; connect an empty prompt.")
+        other = source_conditioning(negative, "negative prompt of negative-prompt inversion")[0][0]
+        if other.shape[1:] != states.shape[1:]:
+            raise ValueError(
+                f"The source prompt has {states.shape[1]} text tokens, the negative prompt {other.shape[1]}; set "
+                "interpolation to 0, or shorten the longer one."
+            )
+        states = slerp(interpolation, *torch.broadcast_tensors(states.float(), other.float()))
+    return replace(
+        inversion,
+        method="negative-prompt inversion",
+        null_states=states.detach().float().cpu()[None],
+        null_options=options,
+        null_guidance=None,
+    )

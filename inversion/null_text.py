@@ -1,0 +1,296 @@
+"""Null-text inversion (Mokady et al. 2023, section 3.2 and the official code): a null text for every step.
+
+Guidance drives sampling away from the trajectory. Here the unconditional text of each step is optimised, by
+gradients through the UNet, so that a guided step lands on the trajectory's next latent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..attention.families import family_of
+from ..attention.gradients import differentiable, for_gradients, gradient, plain
+from ..attention.null_context import with_states
+from ..attention.source import source_conditioning
+from .cost import Cost, measured
+from .ddim import alpha_of, ddim_step, to_eps
+from .guided import raw_prediction, run_sampler
+from .record import Conditioning, Inversion
+from .run import check_unedited, prediction_of, relative_errors
+
+log = logging.getLogger(__name__)
+
+PAPER_STEPS = 50
+"""Steps by which the official code counts its learning rate and its early stop."""
+
+Conditional = Callable[[Tensor, float], Tensor]
+"""(z (B, C, h, w), sigma) to the prompt's noise (B, C, h, w)."""
+Unconditional = Callable[[Tensor, float, Tensor, Tensor], Tensor]
+"""(z (R, C, h, w), sigma, null text (R, L, C), which images (R,)) to the null text's noise (R, C, h, w)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the null text is optimised; the defaults are the official code's.
+
+    Attributes:
+        guidance: scale at which sampling shall land on the trajectory.
+        inner: Adam updates per step at most (N).
+        learning_rate: that of the first step; it falls by half until the 50th.
+        early_stop: e; a step ends after the update whose loss was below e (1 + 2 i).
+        keep_best: take the best text of the inner loop instead of the last; the loss then never rises.
+        warm_start: begin with the source prompt, negative-prompt inversion's solution, instead of the null text.
+        checkpointing: compute blocks again on the way back instead of keeping them in memory.
+    """
+
+    guidance: float = 7.5
+    inner: int = 10
+    learning_rate: float = 1e-2
+    early_stop: float = 1e-5
+    keep_best: bool = False
+    warm_start: bool = False
+    checkpointing: bool = True
+
+    def rate(self, i: float) -> float:
+        """Learning rate of the i-th of 50 steps."""
+        return self.learning_rate * (1 - i / 100)
+
+    def bound(self, i: float) -> float:
+        """Loss under which the i-th of 50 steps ends."""
+        return self.early_stop * (1 + 2 * i)
+
+    def planned(self, steps: int, batch: int) -> tuple[int, int]:
+        """Most evaluations that it can take: (forward, backward)."""
+        return (2 + self.inner) * steps * batch, self.inner * steps * batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was found for one step.
+
+    Attributes:
+        states: (B, L, C) null text. z: (B, C, h, w), the latent that the guided step lands on.
+        losses: per inner iteration (images still open), mean squared error before its update.
+        final: (B,) loss of `states`.
+    """
+
+    states: Tensor
+    z: Tensor
+    losses: tuple[tuple[float, ...], ...]
+    final: tuple[float, ...]
+
+
+def optimise(
+    conditional: Conditional,
+    unconditional: Unconditional,
+    trajectory: Sequence[Tensor],
+    levels: tuple[Sequence[float], int, str],
+    states: Tensor,
+    settings: Settings,
+) -> Iterator[Step]:
+    """Null texts from the noisiest step to the cleanest.
+
+    Args:
+        conditional, unconditional: the network with either text; no gradient is asked of the first.
+        trajectory: latents (B, C, h, w) in DDPM scale, noisy to clean.
+        levels: their sigmas, the number of DDIM steps by the papers' count, and "eps" or "v".
+        states: (B, L, C), the text to begin with.
+        settings: see there.
+    """
+    sigmas, steps, kind = levels
+    z = trajectory[0]
+    for number, ((high, low), target) in enumerate(zip(pairwise(sigmas), trajectory[1:], strict=True)):
+        with torch.no_grad():
+            eps_c = to_eps(conditional(z, high), z, alpha_of(high), kind)
+
+        def landing(
+            eps_u: Tensor, images: Tensor, z: Tensor = z, eps_c: Tensor = eps_c, high: float = high, low: float = low
+        ) -> Tensor:
+            eps = eps_u + settings.guidance * (eps_c[images] - eps_u)
+            return ddim_step(z[images], eps, alpha_of(high), alpha_of(low))
+
+        def land(text: Tensor, images: Tensor, z: Tensor = z, high: float = high, landing: Any = landing) -> Tensor:
+            out = unconditional(z[images], high, text, images)
+            return landing(to_eps(out, z[images], alpha_of(high), kind), images)
+
+        step = _optimise_step(land, target, states, settings, number * PAPER_STEPS / steps)
+        yield step
+        states, z = step.states, step.z
+
+
+def _optimise_step(
+    land: Callable[[Tensor, Tensor], Tensor], target: Tensor, states: Tensor, settings: Settings, i: float
+) -> Step:
+    """The inner loop of one step; every image stops by itself, as if it were alone."""
+    text = states.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([text], lr=settings.rate(i))
+    open_images = torch.arange(len(text), device=text.device)
+    best = _Best(text, target)
+    losses = []
+    for _ in range(settings.inner):
+        before = text.detach().clone()
+        landed = land(text[open_images], open_images)
+        loss = _error(landed, target[open_images])
+        (text.grad,) = gradient(loss.sum(), [text])
+        best.offer(open_images, before, landed.detach(), loss.detach())
+        adam.step()
+        closed = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        closed[open_images] = False
+        text.data[closed] = before[closed]
+        losses.append(tuple(loss.tolist()))
+        open_images = open_images[loss.detach() >= settings.bound(i)]
+        if len(open_images) == 0:
+            break
+    everything = torch.arange(len(text), device=text.device)
+    with torch.no_grad():
+        landed = land(text, everything)
+        final = _error(landed, target)
+    found = text.detach()
+    if settings.keep_best:
+        best.offer(everything, found, landed, final)
+        found, landed, final = best.text, best.landed, best.loss
+    return Step(found, landed, tuple(losses), tuple(final.tolist()))
+
+
+class _Best:
+    """The best text of each image so far, where it lands and its loss."""
+
+    def __init__(self, text: Tensor, target: Tensor) -> None:
+        self.text, self.landed = text.detach().clone(), torch.zeros_like(target)
+        self.loss = torch.full((len(text),), float("inf"), dtype=target.dtype, device=text.device)
+
+    def offer(self, images: Tensor, text: Tensor, landed: Tensor, loss: Tensor) -> None:
+        """Take over what is better; text holds all images, the rest those in `images`."""
+        better = loss < self.loss[images]
+        chosen = images[better]
+        self.text[chosen], self.landed[chosen], self.loss[chosen] = text[chosen], landed[better], loss[better]
+
+
+def _error(landed: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each image, (B,)."""
+    return (landed - target).square().flatten(1).mean(1)
+
+
+class _Optimiser(comfy.samplers.Sampler):
+    """A host sampler that optimises the null text along an inversion."""
+
+    def __init__(self, inversion: Inversion, states: Tensor, settings: Settings, cost: Cost) -> None:
+        self.inversion, self.states, self.settings, self.cost = inversion, states, settings, cost
+        self.steps: list[Step] = []
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """The host's Sampler interface; the walk starts at the inverted noise itself."""
+        assert latent_image is not None
+        model, kind, schedule = model_wrap.inner_model, self.inversion.prediction, self.inversion.schedule
+        positive, negative = (plain(model_wrap.conds[key]) for key in ("positive", "negative"))
+        with differentiable(model, extra_args["model_options"], self.settings.checkpointing) as options:
+
+            def evaluate(conds: list[dict[str, Any]], z: Tensor, sigma: float) -> Tensor:
+                x = z * (1 + sigma * sigma) ** 0.5
+                denoised = comfy.samplers.calc_cond_batch(model, [conds], x, x.new_full((len(x),), sigma), options)[0]
+                return raw_prediction(denoised, z, sigma, kind)
+
+            def unconditional(z: Tensor, sigma: float, text: Tensor, images: Tensor) -> Tensor:
+                out = evaluate(with_states(_of_images(negative, images, self.inversion.batch), text), z, sigma)
+                self.cost.backward += len(z) if out.requires_grad else 0
+                return out
+
+            trajectory = [plain(z).to(latent_image.device) for z in self.inversion.latents.flip(0)]
+            found = optimise(
+                lambda z, sigma: evaluate(positive, z, sigma),
+                unconditional,
+                trajectory,
+                (schedule, self.inversion.steps, kind),
+                plain(self.states).to(latent_image.device),
+                self.settings,
+            )
+            for i, step in enumerate(found):
+                self.steps.append(replace(step, states=step.states.cpu(), z=step.z.cpu()))
+                if callback is not None:
+                    callback(i, step.z, step.z, len(schedule) - 1)
+        return latent_image
+
+
+def _of_images(conds: list[dict[str, Any]], images: Tensor, batch: int) -> list[dict[str, Any]]:
+    """Conditionings of some of a batch's images: what there is one of per image is chosen from."""
+    if len(images) == batch:
+        return conds
+    chosen = []
+    for cond in conds:
+        parts = {}
+        for name, part in cond["model_conds"].items():
+            several = isinstance(part.cond, Tensor) and len(part.cond) == batch
+            parts[name] = type(part)(part.cond[images.to(part.cond.device)]) if several else part
+        chosen.append({**cond, "model_conds": parts})
+    return chosen
+
+
+@dataclass(frozen=True)
+class Report:
+    """What null-text inversion found: its steps, noisy to clean, and what they cost."""
+
+    steps: tuple[Step, ...]
+    cost: Cost
+
+
+def null_text_inversion(
+    model: Any, inversion: Inversion, negative: Conditioning, settings: Settings
+) -> tuple[Inversion, Report]:
+    """Add a null text for every step to an inversion.
+
+    Args:
+        model: host MODEL without edits, as the image was inverted with.
+        inversion: made with the caption that the edit starts from.
+        negative: the text to begin with; the empty prompt.
+
+    Returns:
+        the inversion, whose errors are |z - z*| / |z*| of guided sampling with it, noisy to clean; and the report.
+
+    Raises:
+        ValueError: edits on the model, another model, a negative prompt of several parts, quantised weights.
+    """
+    check_unedited(model)
+    inversion.check_model(family_of(model).name, prediction_of(model))
+    positive = source_conditioning(inversion.conditioning)
+    negative = source_conditioning(negative, "negative prompt of null-text inversion")
+    if settings.warm_start:
+        negative = positive
+    steps, batch = len(inversion.sigmas) - 1, inversion.batch
+    forward, backward = settings.planned(steps, batch)
+    log.info("Null-text inversion plans at most %d UNet evaluations and %d backward", forward, backward)
+    states = negative[0][0].detach().float()
+    if states.shape[0] not in (1, batch):
+        raise ValueError(f"The negative prompt holds {states.shape[0]} texts, but {batch} image(s) were inverted.")
+    start = model.get_model_object("latent_format").process_out(inversion.latents[-1])
+    with measured(for_gradients(model, settings.checkpointing)) as (counted, cost):
+        optimiser = _Optimiser(inversion, states.expand(batch, -1, -1), settings, cost)
+        run_sampler(counted, optimiser, start, inversion.schedule, (positive, negative, settings.guidance))
+    log.info("Null-text inversion: %s", cost.describe())
+    visited = [inversion.latents[-1], *(step.z for step in optimiser.steps)]
+    found = replace(
+        inversion,
+        method="null-text inversion",
+        errors=relative_errors(visited, inversion),
+        null_states=torch.stack([step.states.float() for step in reversed(optimiser.steps)]),
+        null_options=negative[0][1],
+        null_guidance=settings.guidance,
+    )
+    return found, Report(tuple(optimiser.steps), cost)
