@@ -1,6 +1,6 @@
-"""Measure the demo model and the ways to edit on it: `python demo/evaluate.py [--model-bar] [--edits]`.
+"""Measure the demo model and the ways to edit on it: `python demo/evaluate.py [--model-bar] [--edits] [--inversions]`.
 
-Without either option both are done. The results are printed as Markdown tables and written, with pictures, to
+Without options the first two are done. The results are printed as Markdown tables and written, with pictures, to
 a folder (build/evaluation unless told otherwise). Uses a GPU when there is one.
 """
 

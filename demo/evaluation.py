@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import inversion_evaluation
 import load
 import methods
 import metrics
@@ -193,6 +194,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo/evaluate.py", description=__doc__)
     parser.add_argument("--model-bar", action="store_true", help="how well the model draws")
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
+    parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
     parser.add_argument("--count", type=int, default=tasks.COUNT, help="scenes per task")
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
@@ -214,7 +216,7 @@ def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
     pack_methods.register(ablations=True)
     options = _options(arguments)
-    everything = not (options.model_bar or options.edits)
+    everything = not (options.model_bar or options.edits or options.inversions)
     logging.getLogger().setLevel(logging.WARNING)
     try:
         model, clip, vae = load.load_demo_model(options.model)
@@ -243,6 +245,9 @@ def main(arguments: list[str]) -> int:
         missed = isinstance(shares, dict) and any(not shares[name] >= bar for name, bar in BARS.items())
     if options.edits or everything:
         results["edits"] = [asdict(result) for result in edits(setup, options)]
+    if options.inversions:
+        rows = inversion_evaluation.evaluate(setup, options.count, options.batch, options.output)
+        results["inversions"] = inversion_evaluation.as_results(rows)
     report.save_json(options.output / "results.json", results)
     print(f"Written to {options.output}")
     return 1 if missed else 0

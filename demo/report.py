@@ -112,6 +112,41 @@ def save_sheet(path: Path, columns: Mapping[str, Tensor], labels: Sequence[str])
     sheet.save(path)
 
 
+PLOT_COLOURS = ("#222222", "#c22f2f", "#2f6fc2", "#2f9e44", "#c28a2f", "#8a2fc2", "#2fb5b5", "#c22f8a", "#7a7a7a")
+
+
+def save_plot(path: Path, series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> None:
+    """Write a PNG of named lines through points (x, y), with a legend; what is not finite is left out."""
+    lines = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
+    points = [p for line in lines.values() for p in line]
+    (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points, strict=True))
+    width, height, margin = 760, 420, 48
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    box = (margin, 24, width - 260, height - margin)
+    pen.rectangle(box, outline="#999999")
+    pen.text((margin, 6), up, fill="black")
+    pen.text(((box[0] + box[2]) / 2, box[3] + 20), across, fill="black")
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        along, above = (x - left) / ((right - left) or 1), (y - low) / ((high - low) or 1)
+        return box[0] + along * (box[2] - box[0]), box[3] - above * (box[3] - box[1])
+
+    for value in (low, (low + high) / 2, high):
+        pen.text((4, place(left, value)[1] - 6), f"{value:.1f}", fill="#555555")
+    for value in sorted({x for x, _ in points}):
+        pen.text((place(value, low)[0] - 6, box[3] + 4), f"{value:g}", fill="#555555")
+    for number, (name, line) in enumerate(lines.items()):
+        colour = PLOT_COLOURS[number % len(PLOT_COLOURS)]
+        placed = [place(*point) for point in line]
+        if len(placed) > 1:
+            pen.line(placed, fill=colour, width=2)
+        for x, y in placed:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        pen.text((box[2] + 12, 28 + 18 * number), name, fill=colour)
+    picture.save(path)
+
+
 def save_grid(path: Path, images: Tensor, labels: Sequence[str], across: int = 6) -> None:
     """Write a PNG of images (B, 3, H, W) in rows, each with its label below."""
     height, width = images.shape[-2:]

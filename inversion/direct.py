@@ -64,7 +64,7 @@ def direct_inversion(
     check_unedited(model)
     inversion.check_model(family_of(model).name, prediction_of(model))
     if scale == 1.0 and every == 1:
-        return replace(inversion, method="direct inversion")
+        return inversion
     guidance, negative = guided
     negative = inversion.null_conditioning or negative
     if guidance != 1.0 and negative is None:
@@ -82,4 +82,5 @@ def direct_inversion(
         run_sampler(counted, walker, start, inversion.schedule, (inversion.conditioning, negative, guidance))
     log.info("Direct inversion: %s", cost.describe())
     visited = torch.stack([z.float().cpu() for z in reversed(walker.visited[:-1])])
-    return replace(inversion, method="direct inversion", latents=torch.cat([inversion.latents[:1], visited]))
+    method = f"{inversion.method} + direct inversion, scale {scale:g}, every {every}"
+    return replace(inversion, method=method, latents=torch.cat([inversion.latents[:1], visited]))

@@ -49,7 +49,7 @@ def negative_prompt_inversion(inversion: Inversion, negative: Conditioning | Non
         states = slerp(interpolation, *torch.broadcast_tensors(states.float(), other.float()))
     return replace(
         inversion,
-        method="negative-prompt inversion",
+        method=f"{inversion.method} + negative prompt",
         null_states=states.detach().float().cpu()[None],
         null_options=options,
         null_guidance=None,

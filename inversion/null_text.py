@@ -287,7 +287,7 @@ def null_text_inversion(
     visited = [inversion.latents[-1], *(step.z for step in optimiser.steps)]
     found = replace(
         inversion,
-        method="null-text inversion",
+        method=f"{inversion.method} + null text",
         errors=relative_errors(visited, inversion),
         null_states=torch.stack([step.states.float() for step in reversed(optimiser.steps)]),
         null_options=negative[0][1],

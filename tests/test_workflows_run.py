@@ -96,7 +96,12 @@ def inversion_check(server: ComfyServer) -> Made:
 
 
 def test_all_workflows_are_run_here() -> None:
-    assert {path.stem for path in FILES} == {path.stem for path in EDITS} | {"inversion-check", "two-regions"}
+    assert {path.stem for path in FILES} == {path.stem for path in EDITS} | {
+        "inversion-check",
+        "two-regions",
+        "null-text-inversion",
+        "fast-inversion",
+    }
 
 
 def test_shows_the_scene_and_an_edit_of_its_size(edit: Made) -> None:
