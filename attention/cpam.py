@@ -17,6 +17,7 @@ from .control import AttentionCall, Claim, Control
 from .edit_masks import EditMasks
 from .families import Family, Layer
 from .masks import check_aspect, for_batch, resize
+from .refine import Target
 from .run import Run
 
 NULL = "cpam null text"
@@ -48,7 +49,7 @@ class CPAM(Control):
     """CPAM's two modules.
 
     Attributes:
-        masks: M_s, M_t and whether the object keeps its look.
+        masks: M_s, M_t, whether the object keeps its look, and whether M_t is refined.
         retain_start: share of the steps after which the object is retained (T = 3 of 50).
         retain_layer: first layer in which it is; None is the official code's 7 (the paper: l > 8), for SDXL 54.
         key_mask: source keys that a retained object reads: "target" (the official code), "source" or "union".
@@ -73,7 +74,7 @@ class CPAM(Control):
         return family.layers
 
     def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return family.layers if self.localized else ()
+        return family.layers if self.localized or self.masks.refinement else ()
 
     def replaces(self, family: Family) -> tuple[Claim, ...]:
         return (Claim("self", family.layers, 0.0, self.end),)
@@ -82,6 +83,8 @@ class CPAM(Control):
         """Check the masks, and draw which layers of which steps are normal from the run's seed (one Bernoulli each)."""
         for mask in (self.masks.source, self.masks.target):
             check_aspect(mask, run.size, "edit mask")
+        if self.masks.refinement is not None:
+            self.masks.refinement.prepare(run)
         rng = torch.Generator().manual_seed(run.seed)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
         run.once((self, "normal"), lambda: (draws < self.normal_share).tolist())
@@ -92,8 +95,14 @@ class CPAM(Control):
     def reads_source(self, run: Run) -> bool:
         return True
 
+    def _target(self, run: Run) -> Target:
+        """M_t of the moment."""
+        return run.once((self, "target"), lambda: Target(self.masks))
+
     def contexts(self, run: Run) -> Mapping[str, Tensor]:
         """The unconditional prompt, so that outside the target mask both halves of guidance see the same text."""
+        if not self.localized:
+            return {}
         states = run.context("negative")
         if states is None:
             raise ValueError(
@@ -106,7 +115,7 @@ class CPAM(Control):
         """Eqs 1-3, for conditional and unconditional rows alike."""
         if call.run.once((self, "normal"), list)[call.run.step][call.layer.index]:
             return call.own()
-        places = call.run.once((self, call.shape, call.batch, call.q.device), lambda: self._places(call))
+        places = self._target(call.run).once((call.shape, call.batch, call.q.device), lambda: self._places(call))
         retained = self._retains(call)
         if len(places) == 1:
             return _compose(call, places[0], retained)
@@ -116,15 +125,16 @@ class CPAM(Control):
         return out
 
     def _places(self, call: AttentionCall) -> list[_Places]:
-        """The masks of this layer's size as indices; once per run, since masks do not move."""
+        """The masks of this layer's size as indices."""
 
         def at(mask: Tensor) -> Tensor:
             return for_batch(resize(mask, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
 
-        target, source = at(self.masks.target), at(self.masks.source)
+        given = self._target(call.run).mask
+        target, source = at(given), at(self.masks.source)
         foreground = {"target": target, "source": source, "union": target | source}[self.key_mask]
         sides = (target, ~target, at(~self.masks.source), foreground)
-        shared = len(self.masks.source) == 1 and len(self.masks.target) == 1
+        shared = len(self.masks.source) == 1 and len(given) == 1
         return [
             _Places(
                 slice(None) if shared else slice(item, None, call.batch),
@@ -140,19 +150,26 @@ class CPAM(Control):
 
     def cross_attention(self, call: AttentionCall) -> Tensor:
         """Eq 4, for conditional rows: the prompt inside M_t, the null text elsewhere."""
-        if not any(call.conditional) or bool(self.masks.target.all()):
+        target = self._target(call.run)
+        target.look(call)
+        if not self.localized or not any(call.conditional) or bool(target.mask.all()):
             return call.own()
         assert call.extra is not None
-        prompted = call.run.once((self, "cross", call.shape, call.conditional), lambda: self._prompted(call))
+        prompted = target.once(("cross", call.shape, call.conditional), lambda: self._prompted(call))
         elsewhere = call.attend(call.q, *call.extra[NULL])
         return torch.where(prompted, call.own(), elsewhere)
 
     def _prompted(self, call: AttentionCall) -> Tensor:
         """Queries (R, N, 1) that read their own row's text: all of unconditional rows, else those inside M_t."""
-        inside = resize(self.masks.target, call.shape, self.resize_rule).flatten(1)
+        inside = resize(self._target(call.run).mask, call.shape, self.resize_rule).flatten(1)
         inside = for_batch(inside, call.batch, "edit mask").repeat(len(call.conditional), 1)
         unconditional = ~torch.tensor(call.conditional).repeat_interleave(call.batch)
         return (inside | unconditional[:, None])[..., None].to(call.q.device)
+
+    def denoised(self, run: Run, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """The end of a step, after which the next one may have another M_t."""
+        self._target(run).step_done(run)
+        return denoised
 
 
 def _compose(call: AttentionCall, place: _Places, retained: bool) -> Tensor:

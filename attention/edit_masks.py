@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .masks import as_mask, dilate, dilation_radius
+from .refine import Refinement
 
 TASKS = (
     "replace or recolour",
@@ -32,12 +33,27 @@ class EditMasks:
         target: M_t, where the edit appears; empty for a removal.
         retain: the edited object keeps the source's look.
         changed: where pixels may change, for an exact background.
+        refinement: how the target mask follows the drawing; None leaves it as it is.
     """
 
     source: Tensor
     target: Tensor
     retain: bool
     changed: Tensor
+    refinement: Refinement | None = None
+
+    def refined(self, refinement: Refinement) -> EditMasks:
+        """The same masks with a target that is refined.
+
+        Raises:
+            ValueError: there is no target.
+        """
+        if not self.target.any():
+            raise ValueError(
+                "Removing an object has no target mask that could be refined: nothing is drawn by the prompt. Leave "
+                "Refine Mask out."
+            )
+        return replace(self, refinement=refinement)
 
 
 def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -> EditMasks:

@@ -82,11 +82,18 @@ class RegionPrompts(Control):
         for number, region in enumerate(self.regions, 1):
             check_aspect(region.mask, run.size, f"mask of region {number}")
         for control in run.controls:
-            if isinstance(control, CPAM) and control.localized:
+            if isinstance(control, CPAM):
                 self._check_beside(control, run)
 
     def _check_beside(self, cpam: CPAM, run: Run) -> None:
         """CPAM's Eq 4 on top of this shows each region's prompt inside its target mask, and nothing outside."""
+        if cpam.masks.refinement is not None:
+            raise ValueError(
+                "Refine Mask follows the words of the sampler's prompt, but with Region Prompts other prompts draw the "
+                "picture. Leave Refine Mask out: the regions say where things are."
+            )
+        if not cpam.localized:
+            return
         target = resize(cpam.masks.target, run.size, "any")
         for number, region in enumerate(self.regions, 1):
             if not (resize(region.mask, run.size, "any") & target).any():

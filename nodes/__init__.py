@@ -11,6 +11,7 @@ from .inversion_methods import DirectNode, FixedPointNode, NegativePromptNode, N
 from .map_views import MapViewerNode, SelfMapsNode
 from .maps import MapMaskNode, RecordMapsNode
 from .masks import CompositeNode
+from .masks import CompositeNode, DiffMaskNode, RefinedMasksNode, RefineMaskNode
 from .prompt import PromptNode
 from .regions import RegionNode, RegionPromptsNode
 from .setup import EditSetupNode
@@ -29,6 +30,9 @@ NODES: list[type[io.ComfyNode]] = [
     CPAMNode,
     ExactBackgroundNode,
     CompositeNode,
+    RefineMaskNode,
+    RefinedMasksNode,
+    DiffMaskNode,
     RegionNode,
     RegionPromptsNode,
     RecordMapsNode,

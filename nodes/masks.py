@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+import torch.nn.functional as F
+from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..attention.composite import composite
+from ..attention.composite import CELL, composite
 from ..attention.edit_masks import EditMasks
+from ..attention.mask_pictures import step_grids
 from ..attention.masks import as_mask
-from .sockets import CATEGORY, EditMasksSocket
+from ..attention.refine import RefinedMasks, make_refinement
+from ..inversion.diff_mask import diff_mask
+from .sockets import CATEGORY, EditMasksSocket, PromptSocket, RefinedSocket
 
 
 class CompositeNode(io.ComfyNode):
@@ -49,3 +53,181 @@ class CompositeNode(io.ComfyNode):
     def execute(cls, original: Tensor, edited: Tensor, mask: Any, feather: int) -> io.NodeOutput:
         chosen = mask.changed if isinstance(mask, EditMasks) else as_mask(mask, "mask")
         return io.NodeOutput(composite(original, edited, chosen, feather))
+
+
+class RefineMaskNode(io.ComfyNode):
+    """A target mask that follows the drawing."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditRefineMask",
+            display_name="Refine Mask",
+            category=f"{CATEGORY}/masks",
+            description="Lets CPAM's target mask follow the shape that the prompt takes while it is drawn: after some "
+            "steps it is what the prompt's words attend to. For masks that are too large, or of another shape.",
+            search_aliases=["mask refinement", "cpam mask", "attention mask", "automatic mask"],
+            inputs=[
+                EditMasksSocket.Input("masks", tooltip="From Edit Masks; its target mask holds in the first steps."),
+                PromptSocket.Input(
+                    "prompt",
+                    tooltip="The edit's prompt from Prompt with Words, whose conditioning is the sampler's positive.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="The words of the new object, or several phrases separated by commas. Empty takes the "
+                    "whole prompt.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps in which the given mask holds, 0.1 is 5 of 50. Later gives the shape "
+                    "more time to form inside it.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.45,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="How hot a pixel of the words' map, stretched to 0..1, must be. Lower selects more.",
+                ),
+            ],
+            outputs=[
+                EditMasksSocket.Output(display_name="masks", tooltip="For CPAM."),
+                RefinedSocket.Output(display_name="refined", tooltip="What they become, for Refined Masks."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, masks: EditMasks, prompt: Any, words: str, start: float, threshold: float) -> io.NodeOutput:
+        refinement = make_refinement(prompt, words, start, threshold)
+        return io.NodeOutput(masks.refined(refinement), refinement.masks)
+
+
+class RefinedMasksNode(io.ComfyNode):
+    """The masks of a run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditRefinedMasks",
+            display_name="Refined Masks",
+            category=f"{CATEGORY}/masks",
+            description="Shows the target mask after every step of an edit with Refine Mask, and gives the last one.",
+            search_aliases=["show mask refinement", "mask per step"],
+            is_output_node=True,
+            inputs=[
+                RefinedSocket.Input("refined", tooltip="From Refine Mask."),
+                io.AnyType.Input(
+                    "after",
+                    tooltip="The sampler's latent, or the image. It only says that this node waits for the run.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="steps", tooltip="The masks of all steps; a picture for each image."),
+                io.Mask.Output(display_name="mask", tooltip="The last one, in the image's size."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, refined: RefinedMasks, after: Any) -> io.NodeOutput:
+        found = refined.by_step
+        picture, last = step_grids(found), found[max(found)]
+        mask = F.interpolate(last[:, None].float(), scale_factor=CELL, mode="nearest")[:, 0]
+        return io.NodeOutput(picture, mask, ui=ui.PreviewImage(picture, cls=cls))
+
+
+class DiffMaskNode(io.ComfyNode):
+    """A mask from two prompts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditDiffMask",
+            display_name="Difference Mask",
+            category=f"{CATEGORY}/masks",
+            description="Proposes a mask without drawing: noises the image, asks the model what it sees with either "
+            "prompt, and selects where the answers differ.",
+            search_aliases=["diffedit", "automatic mask", "mask proposal", "text to mask", "noise difference"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model without edits."),
+                io.Latent.Input("latent", tooltip="The image, from VAE Encode."),
+                io.Conditioning.Input("target", tooltip="What the image shall show."),
+                io.Conditioning.Input(
+                    "reference", tooltip="What it shows now, said in the same way; or the empty prompt."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.05,
+                    max=0.95,
+                    step=0.05,
+                    tooltip="How far the image is noised. More sees larger things, less sees details.",
+                ),
+                io.Int.Input(
+                    "maps", default=10, min=1, max=100, tooltip="Noises that are averaged; each costs two evaluations."
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="How different a pixel must be, of the largest difference. Lower selects more.",
+                ),
+                io.Float.Input(
+                    "clamp",
+                    default=3.0,
+                    min=1.0,
+                    max=20.0,
+                    step=0.5,
+                    tooltip="Differences above this many times the mean count as that much, so that one spot does not "
+                    "set the scale.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noises; the same seed gives the same mask.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="The proposal, for Edit Masks or the mask editor."),
+                io.Image.Output(display_name="heat", tooltip="How much the prompts differ, black to white."),
+            ],
+        )
+
+    @classmethod
+    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
+        cls,
+        model: Any,
+        latent: dict[str, Any],
+        target: list[Any],
+        reference: list[Any],
+        strength: float,
+        maps: int,
+        threshold: float,
+        clamp: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        found = diff_mask(
+            model,
+            latent,
+            target,
+            reference,
+            strength=strength,
+            maps=maps,
+            threshold=threshold,
+            clamp=clamp,
+            seed=seed,
+        )
+        heat = found.heat[..., None].expand(-1, -1, -1, 3).contiguous()
+        return io.NodeOutput(found.mask.float(), heat)

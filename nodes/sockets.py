@@ -7,6 +7,7 @@ from comfy_api.latest import io
 InversionSocket = io.Custom("AEDIT_INVERSION")
 EditMasksSocket = io.Custom("AEDIT_MASKS")
 RegionsSocket = io.Custom("AEDIT_REGIONS")
+RefinedSocket = io.Custom("AEDIT_REFINED")
 PromptSocket = io.Custom("AEDIT_PROMPT")
 MapsSocket = io.Custom("AEDIT_MAPS")
 CATEGORY = "attention edit"

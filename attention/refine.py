@@ -1,0 +1,171 @@
+"""Mask refinement (CPAM section 3.5): the target mask follows the shape that the prompt takes while it is drawn.
+
+In the first steps the given target mask holds. Then the cross-attention maps of the prompt's words, summed over
+layers and steps, are cut at a threshold after every step, and what they select is the target mask of the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .maps import cross_map
+from .masks import for_batch, resize
+
+if TYPE_CHECKING:
+    from .control import AttentionCall
+    from .edit_masks import EditMasks
+    from .run import Run
+    from .words import Prompt
+
+
+class RefinedMasks:
+    """Where a run leaves its refined masks: those of the last one, and none while another begins."""
+
+    def __init__(self) -> None:
+        self._by_step: dict[int, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RefinedMasks:
+        return self
+
+    def clear(self) -> None:
+        """Forget the last run."""
+        self._by_step.clear()
+
+    def keep(self, step: int, mask: Tensor) -> None:
+        """Hold the mask (B, h, w) that a step ended on."""
+        self._by_step[step] = mask
+
+    @property
+    def by_step(self) -> dict[int, Tensor]:
+        """Masks (B, h, w) bool of the latent's size by the step, from 0, after which they hold.
+
+        Raises:
+            ValueError: nothing was refined.
+        """
+        if not self._by_step:
+            raise ValueError(
+                "No masks have been refined yet. Connect Refine Mask's masks to CPAM, and the sampler's latent to "
+                "the input 'after', so that it runs first."
+            )
+        return dict(self._by_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """How a target mask is refined.
+
+    Attributes:
+        columns: positions of the words on the prompt's token axis.
+        length: places of that axis.
+        start: share of the steps after which refined masks hold (T_m = 5 of 50).
+        threshold: of the normalized maps, 0..1 (0.45 in the official runner).
+        masks: where the refined masks are left.
+    """
+
+    columns: tuple[int, ...]
+    length: int
+    start: float = 0.1
+    threshold: float = 0.45
+    masks: RefinedMasks = field(default_factory=RefinedMasks)
+
+    def first(self, run: Run) -> int:
+        """The first step, from 0, in which a refined mask holds; at least one step is needed to make it."""
+        return max(1, round(self.start * run.steps))
+
+    def prepare(self, run: Run) -> None:
+        """Forget the masks of the last run.
+
+        Raises:
+            ValueError: no step is left to refine in.
+        """
+        self.masks.clear()
+        if self.first(run) >= run.steps:
+            raise ValueError(
+                f"Refine Mask is to begin after {self.start:g} of {run.steps} steps; none is left. Lower its start."
+            )
+
+
+def make_refinement(prompt: Prompt, words: str, start: float, threshold: float) -> Refinement:
+    """A refinement that follows words of a prompt.
+
+    Args:
+        words: words or phrases, separated by commas; empty takes the whole prompt, as the official runner does.
+
+    Raises:
+        ValueError: a phrase is not in the prompt, or the prompt is empty.
+    """
+    phrases = [phrase.strip() for phrase in words.split(",") if phrase.strip()]
+    columns = tuple(dict.fromkeys(c for phrase in phrases for c in prompt.find(phrase))) or prompt.content
+    if not columns:
+        raise ValueError(
+            "Refine Mask follows the words of the edit's prompt, and the prompt is empty. Connect the Prompt with "
+            "Words whose conditioning is the sampler's positive one."
+        )
+    return Refinement(columns, prompt.length, start, threshold)
+
+
+class Target:
+    """The target mask of the moment in one run, and what is derived from it.
+
+    Attributes:
+        mask: (M, H, W) bool on the CPU; the given one until the first refined mask replaces it.
+    """
+
+    def __init__(self, masks: EditMasks) -> None:
+        self.mask = masks.target
+        self._given, self._refinement = masks.target, masks.refinement
+        self._derived: dict[Hashable, Any] = {}
+        self._sum: Tensor | None = None
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, computed when first asked for since the mask was last replaced."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
+
+    def look(self, call: AttentionCall) -> None:
+        """Add one layer's maps of the conditional rows, as if no pixel were kept from the prompt."""
+        refinement = self._refinement
+        if refinement is None or call.run.step < refinement.first(call.run) - 1:
+            return
+        for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
+            rows = call.rows(chunk)
+            heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
+            heat = heat.mean(-1).unflatten(1, call.shape)
+            heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
+            heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+            self._sum = heat if self._sum is None else self._sum + heat
+
+    def step_done(self, run: Run) -> None:
+        """Replace the mask by the refined one, if this step's maps make one."""
+        if self._refinement is None or self._sum is None:
+            return
+        self.mask = select(self._sum, self._refinement.threshold, self._given)
+        self._derived.clear()
+        self._refinement.masks.keep(run.step, self.mask)
+
+
+def select(heat: Tensor, threshold: float, given: Tensor) -> Tensor:
+    """Cut maps at a threshold after they are stretched to 0..1.
+
+    Args:
+        heat: (B, h, w), a mean or a sum of maps.
+        given: (1 or B, H, W) bool, what an image has whose map selects nothing or everything.
+
+    Returns:
+        (B, h, w) bool on the CPU.
+    """
+    least, most = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+    chosen = ((heat - least) / (most - least).clamp(min=1e-12) > threshold).cpu()
+    share = chosen.float().mean((1, 2))
+    useless = ((share == 0) | (share == 1))[:, None, None]
+    if not useless.any():
+        return chosen
+    fallback = resize(given, (chosen.shape[1], chosen.shape[2]))
+    return torch.where(useless, for_batch(fallback, len(chosen), "edit mask"), chosen)

@@ -1,0 +1,211 @@
+"""Mask refinement: the target mask is what the prompt's words attend to, from some step on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import edits
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from attention_edit.attention import engine, refine
+from attention_edit.attention.control import Control
+from attention_edit.attention.cpam import CPAM
+from attention_edit.attention.edit_masks import TASKS, edit_masks
+from attention_edit.attention.mask_pictures import step_grids
+from attention_edit.attention.masks import resize
+from attention_edit.attention.refine import RefinedMasks, Refinement, Target, make_refinement, select
+from attention_edit.attention.regions import RegionPrompts, make_region
+
+WORDS = (2, 3, 5)
+HALF = 0.5
+"""Of four steps: the given mask holds in steps 0 and 1, the refined one in step 2, the last that is run."""
+
+
+def refinement(start=HALF, threshold=0.45, columns=WORDS):
+    return Refinement(columns, 77, start, threshold)
+
+
+def refined(how, source=None, target=None):
+    return edits.masks(source, target).refined(how)
+
+
+def edit(model, inversion, how, batch=1, **options):
+    control = CPAM(refined(how), normal_share=0.0, **options)
+    return edits.run(model, inversion, control, batch=batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Spy(Control):
+    """Keeps queries and keys of the conditional rows of every cross-attention by step."""
+
+    seen: dict = field(default_factory=dict)
+
+    def cross_layers(self, family):
+        return family.layers
+
+    def cross_attention(self, call):
+        rows = call.rows(call.conditional.index(True))
+        self.seen.setdefault(call.run.step, []).append((call.q[rows], call.k[rows], call.heads, call.shape))
+        return call.own()
+
+
+def expected_mask(layers, size, threshold=0.45):
+    """The official code's way: maps of all tokens, mean of heads and words, over the maximum, nearest, summed."""
+    total = torch.zeros(size)
+    for q, k, heads, shape in layers:
+        q, k = (x[0].unflatten(-1, (heads, -1)).transpose(0, 1).double() for x in (q, k))
+        maps = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        heat = maps[..., list(WORDS)].mean((0, 2)).reshape(1, 1, *shape)
+        total = total + F.interpolate(heat, size=size, mode="nearest")[0, 0] / heat.max()
+    total = (total - total.min()) / (total.max() - total.min())
+    return total > threshold
+
+
+def test_masks_are_the_words_maps_over_layers_and_steps(model, inversion):
+    """From the end of the second step on, each mask from the maps since then."""
+    how, spy = refinement(), Spy()
+    edits.run(model, inversion, spy, CPAM(refined(how), normal_share=0.0))
+    found = how.masks.by_step
+    assert sorted(found) == [1, 2] and sorted(spy.seen) == [0, 1, 2]
+    assert len(spy.seen[1]) == 16
+    size = (tiny.SIZE, tiny.SIZE)
+    assert torch.equal(found[1][0], expected_mask(spy.seen[1], size))
+    assert torch.equal(found[2][0], expected_mask(spy.seen[1] + spy.seen[2], size))
+    assert not torch.equal(found[1], found[2])
+
+
+def test_the_given_mask_holds_until_then(model, inversion, monkeypatch):
+    """A refined mask that is the given one changes nothing; one that is everything makes the rest plain sampling."""
+    plain = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0))
+    monkeypatch.setattr(refine, "select", lambda heat, threshold, given: resize(given, tuple(heat.shape[1:])))
+    assert torch.equal(edit(model, inversion, refinement()), plain)
+    monkeypatch.setattr(refine, "select", lambda heat, *_: torch.ones(heat.shape, dtype=torch.bool))
+    stopped = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0, end=HALF))
+    assert torch.equal(edit(model, inversion, refinement()), stopped)
+    assert not torch.equal(stopped, plain)
+
+
+@pytest.mark.parametrize("localized", [True, False])
+def test_it_changes_the_edit(model, inversion, localized):
+    how = refinement()
+    out = edit(model, inversion, how, localized=localized)
+    fixed = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0, localized=localized))
+    assert edits.difference(out, fixed) > 1e-4
+    assert how.masks.by_step
+
+
+def test_each_image_of_a_batch_has_its_own(model):
+    both = edits.invert(model, batch=2)
+    how = refinement()
+    out = edit(model, both, how, batch=2)
+    together = how.masks.by_step
+    for i in range(2):
+        single = type(both)(**{**vars(both), "latents": both.latents[:, i : i + 1]})
+        assert edits.difference(out[i : i + 1], edit(model, single, how)) < 1e-4
+        assert all(torch.equal(mask[0], together[step][i]) for step, mask in how.masks.by_step.items())
+
+
+def test_packed_equals_separate(model, inversion):
+    how = refinement()
+    results = [
+        edits.run(model, inversion, CPAM(refined(how), normal_share=0.0), packed=packed) for packed in (False, True)
+    ]
+    assert edits.difference(results[1], results[0]) < 1e-4
+
+
+def test_a_second_run_is_the_first_again(model, inversion):
+    """What is derived from a mask, and the maps, belong to one run; another starts with the given mask."""
+    how = refinement()
+    patched = engine.install(model, CPAM(refined(how)), inversion)
+    patched = engine.pin(patched, inversion, tuple(inversion.schedule))
+    runs = []
+    for _ in range(2):
+        out = tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), edits.run_start(), torch.tensor([14.6, 0.0]))
+        runs.append((out, how.masks.by_step))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(mask, runs[1][1][step]) for step, mask in runs[0][1].items())
+
+
+def test_what_is_derived_goes_with_the_mask():
+    target = Target(refined(refinement(start=0.0)))
+    assert target.once("x", lambda: 1) == 1 and target.once("x", lambda: 2) == 1
+    target._sum = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    target.step_done(SimpleNamespace(step=3))
+    assert target.once("x", lambda: 2) == 2
+    assert target.mask.shape == (1, 8, 8)
+
+
+def test_select_stretches_and_falls_back():
+    """Any scale and offset; a flat map selects nothing, and its image keeps the given mask."""
+    ramp = torch.arange(16.0).reshape(1, 4, 4)
+    given = torch.zeros(1, 8, 8, dtype=torch.bool)
+    given[:, :2, :2] = True
+    for heat in (ramp, ramp * 7 - 3):
+        assert torch.equal(select(heat, 0.45, given), ramp > 0.45 * 15)
+    both = select(torch.cat([ramp, torch.ones(1, 4, 4)]), 0.45, given)
+    assert torch.equal(both[0], ramp[0] > 0.45 * 15)
+    assert torch.equal(both[1], resize(given, (4, 4))[0]) and int(both[1].sum()) == 1
+
+
+def test_pictures_of_the_steps():
+    shown = step_grids({5: torch.ones(2, 16, 24, dtype=torch.bool), 6: torch.zeros(2, 16, 24, dtype=torch.bool)})
+    assert shown.shape[0] == 2 and shown.shape[-1] == 3
+    white, black = (int((shown[0] == value).all(-1).sum()) for value in (1.0, 0.0))
+    assert white >= 128 * 85 and abs(black - 128 * 85) < 100
+
+
+# What is refused.
+
+
+@dataclass(frozen=True)
+class Words:
+    """A prompt of two words, as far as a refinement reads it."""
+
+    content: tuple[int, ...] = (1, 2)
+    length: int = 77
+
+    def find(self, phrase):
+        return {"blue": (1,), "blue square": (1, 2)}[phrase]
+
+
+def test_words():
+    assert make_refinement(Words(), "", 0.1, 0.45).columns == (1, 2)
+    assert make_refinement(Words(), "blue", 0.1, 0.45).columns == (1,)
+    assert make_refinement(Words(), "blue, blue square", 0.1, 0.45).columns == (1, 2)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        make_refinement(Words(content=()), "", 0.1, 0.45)
+
+
+def test_a_removal_has_nothing_to_refine():
+    with pytest.raises(ValueError, match="nothing is drawn"):
+        edit_masks(edits.box().float(), TASKS[3], 0.1).refined(refinement())
+
+
+def test_a_start_that_leaves_no_step_is_refused(model, inversion):
+    with pytest.raises(ValueError, match="none is left"):
+        edit(model, inversion, refinement(start=1.0))
+
+
+def test_a_prompt_of_another_length_is_refused(model, inversion):
+    with pytest.raises(ValueError, match=r"77 tokens.*Prompt with Words"):
+        edit(model, inversion, Refinement((1,), 154, HALF))
+
+
+def test_regions_and_refinement_do_not_go_together(model, inversion):
+    regions = RegionPrompts((make_region(edits.ALL.float(), tiny.prompt(6)),))
+    with pytest.raises(ValueError, match="the regions say where things are"):
+        edits.run(model, inversion, regions, CPAM(refined(refinement())))
+
+
+def test_masks_are_there_after_a_run_only(model, inversion):
+    with pytest.raises(ValueError, match="'after'"):
+        _ = RefinedMasks().by_step
+    how = refinement()
+    edit(model, inversion, how)
+    with pytest.raises(ValueError, match="another shape"):
+        wide = torch.ones(1, 32, 128, dtype=torch.bool)
+        edits.run(model, inversion, CPAM(refined(how, wide, wide)))
+    assert how.masks.by_step  # the run did not begin
