@@ -11,6 +11,7 @@ from pathlib import Path
 
 import inversion_evaluation
 import load
+import mask_evaluation
 import methods
 import metrics
 import pack_methods
@@ -128,8 +129,10 @@ def plain_seconds(setup: Setup, task: Task, batch: int) -> float:
     return (time.perf_counter() - start) / len(prompts)
 
 
-def evaluate_task(setup: Setup, task: Task, chosen: Sequence[Method], batch: int, folder: Path) -> list[Edited]:
-    """Run methods on a task, measure them, and save a sheet with their first images."""
+def evaluate_task(
+    setup: Setup, task: Task, chosen: Sequence[Method], batch: int, folder: Path, sheet: str | None = None
+) -> list[Edited]:
+    """Run methods on a task, measure them, and save a sheet (named as the task) with their first images."""
     plain = plain_seconds(setup, task, batch)
     results, columns = [], {"before": task.source, "truth": task.truth}
     for method in tqdm(chosen, desc=task.name, leave=False):
@@ -150,7 +153,7 @@ def evaluate_task(setup: Setup, task: Task, chosen: Sequence[Method], batch: int
     half = (len(task) + 1) // 2
     shown = [*range(min(4, half)), *range(half, min(half + 4, len(task)))]
     labels = [f"{task.source_captions[i]} | {task.local_prompts[i]}" for i in shown]
-    report.save_sheet(folder / f"{task.name}.png", {k: v[shown] for k, v in columns.items()}, labels)
+    report.save_sheet(folder / f"{sheet or task.name}.png", {k: v[shown] for k, v in columns.items()}, labels)
     return results
 
 
@@ -190,11 +193,25 @@ def edits(setup: Setup, options: argparse.Namespace) -> list[Edited]:
     return results
 
 
+def mask_faults(setup: Setup, options: argparse.Namespace) -> list[mask_evaluation.Cost]:
+    """Measure what faults of the mask cost, with and without refinement."""
+    results = []
+    for name in (name for name in mask_evaluation.TASKS if name in (options.tasks or tasks.NAMES)):
+        task = tasks.make_task(name, options.count)
+        chosen = mask_evaluation.methods_of()
+        edited = evaluate_task(setup, task, chosen, options.batch, options.output, sheet=f"masks {name}")
+        found = mask_evaluation.costs(task, {e.method: (e.success, e.background_psnr) for e in edited})
+        print(mask_evaluation.table(found))
+        results += found
+    return results
+
+
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo/evaluate.py", description=__doc__)
     parser.add_argument("--model-bar", action="store_true", help="how well the model draws")
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
+    parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")
     parser.add_argument("--count", type=int, default=tasks.COUNT, help="scenes per task")
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
@@ -216,7 +233,7 @@ def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
     pack_methods.register(ablations=True)
     options = _options(arguments)
-    everything = not (options.model_bar or options.edits or options.inversions)
+    everything = not (options.model_bar or options.edits or options.inversions or options.masks)
     logging.getLogger().setLevel(logging.WARNING)
     try:
         model, clip, vae = load.load_demo_model(options.model)
@@ -248,6 +265,8 @@ def main(arguments: list[str]) -> int:
     if options.inversions:
         rows = inversion_evaluation.evaluate(setup, options.count, options.batch, options.output)
         results["inversions"] = inversion_evaluation.as_results(rows)
+    if options.masks:
+        results["masks"] = [asdict(cost) for cost in mask_faults(setup, options)]
     report.save_json(options.output / "results.json", results)
     print(f"Written to {options.output}")
     return 1 if missed else 0

@@ -16,6 +16,8 @@ engine = pack_module("attention.engine")
 cpam_control = pack_module("attention.cpam").CPAM
 exact_background = pack_module("attention.background").ExactBackground
 edit_masks = pack_module("attention.edit_masks")
+make_refinement = pack_module("attention.refine").make_refinement
+read_prompt = pack_module("attention.words").read_prompt
 ddim_inversion = pack_module("inversion.run").ddim_inversion
 TASKS = edit_masks.TASKS
 
@@ -44,6 +46,7 @@ class Recipe:
     exact_start: float = 0.0
     full_prompt: bool = False
     guidance: float | None = None
+    refined: bool = False
 
 
 def masks_of(task: Task, recipe: Recipe) -> Any:
@@ -52,11 +55,22 @@ def masks_of(task: Task, recipe: Recipe) -> Any:
     return edit_masks.edit_masks(mask[:, 0], _TASK[task.name], recipe.dilation)
 
 
+def _refinement(setup: Setup, prompts: list[str]) -> Any:
+    """Mask refinement by all words of the prompts, which must stand at the same tokens."""
+    found = [make_refinement(read_prompt(setup.clip, prompt), "", 0.1, 0.45) for prompt in dict.fromkeys(prompts)]
+    if any(other.columns != found[0].columns for other in found):
+        raise ValueError("The prompts of a batch have their words at different tokens; refine them one by one.")
+    return found[0]
+
+
 def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     """Invert the sources with the empty prompt and edit them, as the shipped workflows do."""
     latents = setup.encode(task.source)
     inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([""]), setup.steps, 0)
+    prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
     masks = masks_of(task, recipe)
+    if recipe.refined:
+        masks = masks.refined(_refinement(setup, prompts))
     control = cpam_control(
         masks,
         retain_start=recipe.retain_start,
@@ -71,7 +85,6 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     if recipe.exact:
         model = engine.install(model, exact_background(masks.changed, recipe.exact_start), inversion)
     model = engine.pin(model, inversion, tuple(inversion.schedule))
-    prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
     edited = comfy.sample.sample(
         model,
         torch.zeros_like(latents),
@@ -88,8 +101,8 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     return setup.decode(edited)
 
 
-def _rows(recipe: Recipe, steps: int) -> float:
-    """Inversion, both halves of guidance, and the source while CPAM acts.
+def planned_rows(recipe: Recipe, steps: int) -> float:
+    """UNet rows per image: inversion, both halves of guidance, and the source while CPAM acts.
 
     The step from timestep 0 to 0 is left out, so 50 steps are 49 calls.
     """
@@ -99,7 +112,7 @@ def _rows(recipe: Recipe, steps: int) -> float:
 
 def method(name: str, recipe: Recipe) -> Method:
     """A recipe as a method of the tables."""
-    return Method(name, lambda setup, task: cpam(setup, task, recipe), lambda steps: _rows(recipe, steps))
+    return Method(name, lambda setup, task: cpam(setup, task, recipe), lambda steps: planned_rows(recipe, steps))
 
 
 PAPER = Recipe()

@@ -29,7 +29,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(ruler), *(line(row) for row in rows)]) + "\n"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of 0..1 for a table."""
     return f"{100 * share:.1f} %"
 
 
@@ -37,13 +38,13 @@ def drawing_table(drawn: Sequence[Mapping[str, float]]) -> str:
     """How well the model draws, one row per guidance."""
     header = ["guidance", "one object", "two objects", "background", "invented things"]
     keys = ("one_object", "two_objects", "background", "invented")
-    return markdown(header, [[f"{d['guidance']:g}", *(_percent(d[key]) for key in keys)] for d in drawn])
+    return markdown(header, [[f"{d['guidance']:g}", *(percent(d[key]) for key in keys)] for d in drawn])
 
 
 def bar_table(shares: Mapping[str, float], bars: Mapping[str, float]) -> str:
     """What was reached beside what is wanted."""
     rows = [
-        [name, _percent(shares[name]), _percent(bar), "yes" if shares[name] >= bar else "no"]
+        [name, percent(shares[name]), percent(bar), "yes" if shares[name] >= bar else "no"]
         for name, bar in bars.items()
     ]
     return markdown(["model", "reached", "wanted", "good"], rows)
@@ -62,7 +63,7 @@ def edit_table(edited: Sequence[Mapping[str, float | str]]) -> str:
     rows = [
         [
             str(e["method"]),
-            _percent(float(e["success"])),
+            percent(float(e["success"])),
             f"{float(e['background_psnr']):.1f} dB",
             f"{float(e['truth_psnr']):.1f} dB",
             f"{float(e['rows']):g}",

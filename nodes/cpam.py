@@ -87,7 +87,7 @@ class CPAMNode(io.ComfyNode):
             inputs=[
                 model_input(),
                 inversion_input(),
-                EditMasksSocket.Input("masks", tooltip="What to edit, from Edit Masks."),
+                EditMasksSocket.Input("masks", tooltip="What to edit, from Edit Masks or Refine Mask."),
                 io.Boolean.Input(
                     "localized",
                     default=True,

@@ -88,6 +88,8 @@ def test_defaults_are_allowed(name: str, info: dict[str, Any]) -> None:
         ("mask guidance", "AttnEditMasks"),
         ("latent blending", "AttnEditBackground"),
         ("paste back", "AttnEditComposite"),
+        ("diffedit", "AttnEditDiffMask"),
+        ("mask refinement", "AttnEditRefineMask"),
         ("regional prompt", "AttnEditRegion"),
         ("attention couple", "AttnEditRegionPrompts"),
         ("inverted noise", "AttnEditSetup"),

@@ -1,0 +1,125 @@
+"""What a mask's faults cost CPAM, with and without mask refinement: `python demo/evaluate.py --masks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import metrics
+import pack_methods
+import report
+import torch
+from methods import Method, Setup
+from tasks import Task
+from torch import Tensor
+
+TASKS = ("recolour", "replace")
+GROWTH = 0.3
+"""By how much the side of a mask is too large, as a share of the object's size."""
+SHIFT = 0.2
+"""How far a mask lies off to the lower right, as a share of the object's size."""
+
+
+def _sizes(masks: Tensor) -> list[int]:
+    """Side in pixels of a square with each mask's area, for masks (B, 1, H, W)."""
+    return [round(float(mask.sum()) ** 0.5) for mask in masks]
+
+
+def too_large(masks: Tensor) -> Tensor:
+    """Masks (B, 1, H, W) of 0 and 1 grown on all sides."""
+    grown = [metrics.dilate(m[None], round(side * GROWTH / 2)) for m, side in zip(masks, _sizes(masks), strict=True)]
+    return torch.cat(grown)
+
+
+def shifted(masks: Tensor) -> Tensor:
+    """Masks (B, 1, H, W) moved to the lower right; what leaves the image is lost."""
+    result = torch.zeros_like(masks)
+    height, width = masks.shape[-2:]
+    for moved, mask, side in zip(result, masks, _sizes(masks), strict=True):
+        by = round(side * SHIFT)
+        moved[:, by:, by:] = mask[:, : height - by, : width - by]
+    return result
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """The smallest upright rectangles that hold the masks (B, 1, H, W)."""
+    result = torch.zeros_like(masks)
+    for box, mask in zip(result, masks, strict=True):
+        rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+        box[:, int(rows.min()) : int(rows.max()) + 1, int(columns.min()) : int(columns.max()) + 1] = 1
+    return result
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exact": lambda masks: masks,
+    f"{GROWTH:.0%} too large": too_large,
+    f"shifted by {SHIFT:.0%}": shifted,
+    "bounding box": boxes,
+}
+"""What is given instead of the true mask, by name."""
+
+
+def _edit(setup: Setup, task: Task, fault: Callable[[Tensor], Tensor], recipe: pack_methods.Recipe) -> Tensor:
+    return pack_methods.cpam(setup, replace(task, mask=fault(task.mask)), recipe)
+
+
+def methods_of() -> list[Method]:
+    """CPAM with every fault, without and with refinement."""
+    found = []
+    for name, fault in FAULTS.items():
+        for refined in (False, True):
+            recipe = replace(pack_methods.PAPER, refined=refined)
+            label = f"{name}, refined" if refined else name
+            evaluations = partial(pack_methods.planned_rows, recipe)
+            found.append(Method(label, partial(_edit, fault=fault, recipe=recipe), evaluations))
+    return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a faulty mask did to one task.
+
+    Attributes:
+        overlap: mean intersection over union of the given and the true masks.
+        success: share of images that show the edit, without and with refinement.
+        background_psnr: dB to the source where nothing may change, without and with refinement.
+    """
+
+    task: str
+    mask: str
+    overlap: float
+    success: tuple[float, float]
+    background_psnr: tuple[float, float]
+
+
+def costs(task: Task, results: dict[str, tuple[float, float]]) -> list[Cost]:
+    """Pair what `methods_of` gave: (success, background PSNR) by label."""
+    found = []
+    for name, fault in FAULTS.items():
+        plain, refined = results[name], results[f"{name}, refined"]
+        overlap = float(metrics.overlap(fault(task.mask), task.mask).mean())
+        found.append(Cost(task.name, name, overlap, (plain[0], refined[0]), (plain[1], refined[1])))
+    return found
+
+
+def table(found: list[Cost]) -> str:
+    """A task's costs as Markdown."""
+    header = [
+        found[0].task,
+        "overlap with the true mask",
+        "edit success",
+        "refined",
+        "background PSNR",
+        "refined",
+    ]
+    rows = [
+        [
+            cost.mask,
+            f"{cost.overlap:.2f}",
+            *(report.percent(share) for share in cost.success),
+            *(f"{value:.1f} dB" for value in cost.background_psnr),
+        ]
+        for cost in found
+    ]
+    return report.markdown(header, rows)
