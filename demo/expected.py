@@ -12,6 +12,9 @@ from workflow_file import WorkflowError, find_node
 SLOT = 0
 """The node's mask is that of the first object."""
 
+DRAWN = ("add an object", "edit a part or region")
+"""Tasks whose result has no rendered truth: where in the region an object comes to lie is the model's choice."""
+
 Prompt = Mapping[str, Mapping[str, Any]]
 
 
@@ -68,8 +71,8 @@ def edited(scenes: world.Scenes, task: str, text: str) -> world.Scenes:
 
 
 def truth_of(prompt: Prompt) -> world.Scenes | None:
-    """The edited scene of an API prompt, or None when it edits nothing or another picture."""
+    """The edited scene of an API prompt, or None when it edits nothing or another picture, or a task of DRAWN."""
     scenes, task = scene_of(prompt), task_of(prompt)
-    if scenes is None or task is None:
+    if scenes is None or task is None or task in DRAWN:
         return None
     return edited(scenes, task, text_of(prompt))

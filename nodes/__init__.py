@@ -10,7 +10,6 @@ from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInver
 from .inversion_methods import DirectNode, FixedPointNode, NegativePromptNode, NullTextNode
 from .map_views import MapViewerNode, SelfMapsNode
 from .maps import MapMaskNode, RecordMapsNode
-from .masks import CompositeNode
 from .masks import CompositeNode, DiffMaskNode, RefinedMasksNode, RefineMaskNode
 from .prompt import PromptNode
 from .regions import RegionNode, RegionPromptsNode

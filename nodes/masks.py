@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..attention.composite import CELL, composite
 from ..attention.edit_masks import EditMasks
-from ..attention.mask_pictures import step_grids
+from ..attention.map_pictures import enlarged, heat_colours, label_grid
 from ..attention.masks import as_mask
 from ..attention.refine import RefinedMasks, make_refinement
 from ..inversion.diff_mask import diff_mask
 from .sockets import CATEGORY, EditMasksSocket, PromptSocket, RefinedSocket
+
+TILE = 128
+"""Pixels: the height of one mask in a picture of many."""
 
 
 class CompositeNode(io.ComfyNode):
@@ -137,9 +141,17 @@ class RefinedMasksNode(io.ComfyNode):
     @classmethod
     def execute(cls, refined: RefinedMasks, after: Any) -> io.NodeOutput:
         found = refined.by_step
-        picture, last = step_grids(found), found[max(found)]
-        mask = F.interpolate(last[:, None].float(), scale_factor=CELL, mode="nearest")[:, 0]
+        mask = F.interpolate(found[max(found)][:, None].float(), scale_factor=CELL, mode="nearest")[:, 0]
+        picture = torch.stack([_grid({step: m[image] for step, m in found.items()}) for image in range(len(mask))])
         return io.NodeOutput(picture, mask, ui=ui.PreviewImage(picture, cls=cls))
+
+
+def _grid(by_step: dict[int, Tensor]) -> Tensor:
+    """Masks (h, w) of one image by step as a picture (H, W, 3), each under its step."""
+    tiles = {f"after step {step + 1}": mask.float()[..., None].expand(-1, -1, 3) for step, mask in by_step.items()}
+    return label_grid(
+        {label: enlarged(tile, (TILE, TILE * tile.shape[1] // tile.shape[0])) for label, tile in tiles.items()}
+    )
 
 
 class DiffMaskNode(io.ComfyNode):
@@ -201,7 +213,7 @@ class DiffMaskNode(io.ComfyNode):
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="The proposal, for Edit Masks or the mask editor."),
-                io.Image.Output(display_name="heat", tooltip="How much the prompts differ, black to white."),
+                io.Image.Output(display_name="heat", tooltip="How much the prompts differ, dark to bright."),
             ],
         )
 
@@ -229,5 +241,4 @@ class DiffMaskNode(io.ComfyNode):
             clamp=clamp,
             seed=seed,
         )
-        heat = found.heat[..., None].expand(-1, -1, -1, 3).contiguous()
-        return io.NodeOutput(found.mask.float(), heat)
+        return io.NodeOutput(found.mask.float(), heat_colours(found.heat))

@@ -14,10 +14,10 @@ from attention_edit.attention import engine, refine
 from attention_edit.attention.control import Control
 from attention_edit.attention.cpam import CPAM
 from attention_edit.attention.edit_masks import TASKS, edit_masks
-from attention_edit.attention.mask_pictures import step_grids
 from attention_edit.attention.masks import resize
 from attention_edit.attention.refine import RefinedMasks, Refinement, Target, make_refinement, select
 from attention_edit.attention.regions import RegionPrompts, make_region
+from attention_edit.nodes.masks import RefinedMasksNode
 
 WORDS = (2, 3, 5)
 HALF = 0.5
@@ -150,11 +150,21 @@ def test_select_stretches_and_falls_back():
     assert torch.equal(both[1], resize(given, (4, 4))[0]) and int(both[1].sum()) == 1
 
 
-def test_pictures_of_the_steps():
-    shown = step_grids({5: torch.ones(2, 16, 24, dtype=torch.bool), 6: torch.zeros(2, 16, 24, dtype=torch.bool)})
-    assert shown.shape[0] == 2 and shown.shape[-1] == 3
-    white, black = (int((shown[0] == value).all(-1).sum()) for value in (1.0, 0.0))
-    assert white >= 128 * 85 and abs(black - 128 * 85) < 100
+def test_the_viewer_shows_the_steps_and_gives_the_last_mask():
+    """One picture for each image of a batch; the mask comes in the image's size."""
+    kept = RefinedMasks()
+    kept.keep(5, torch.zeros(2, 16, 24, dtype=torch.bool))
+    last = torch.zeros(2, 16, 24, dtype=torch.bool)
+    last[0, 4, 6] = True
+    kept.keep(6, last)
+    picture, mask = RefinedMasksNode.execute(kept, None).result
+    assert picture.shape[0] == 2 and picture.shape[-1] == 3
+    assert mask.shape == (2, 128, 192) and int(mask[0, 32:40, 48:56].sum()) == int(mask.sum()) == 64
+    # Two tiles of 16 x 24 cells, of which one is white.
+    white = [(image > 0.99).all(-1).float() for image in picture]
+    black = [(image < 0.01).all(-1).float() for image in picture]
+    assert float((black[1] - black[0]).sum()) == pytest.approx(float((white[0] - white[1]).sum()), rel=0.3)
+    assert float((white[0] - white[1]).sum()) > 0
 
 
 # What is refused.
