@@ -58,7 +58,7 @@ class _Difference(comfy.samplers.CFGGuider):
 class _Noises(comfy.samplers.Sampler):
     """A host sampler that asks for the difference under several noises, and moves nothing."""
 
-    def __init__(self, noises: Callable[[int], Tensor], count: int) -> None:
+    def __init__(self, noises: Callable[[int], Any], count: int) -> None:
         self.noises, self.count = noises, count
         self.mean = torch.empty(0)
 

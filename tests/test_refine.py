@@ -160,11 +160,9 @@ def test_the_viewer_shows_the_steps_and_gives_the_last_mask():
     picture, mask = RefinedMasksNode.execute(kept, None).result
     assert picture.shape[0] == 2 and picture.shape[-1] == 3
     assert mask.shape == (2, 128, 192) and int(mask[0, 32:40, 48:56].sum()) == int(mask.sum()) == 64
-    # Two tiles of 16 x 24 cells, of which one is white.
-    white = [(image > 0.99).all(-1).float() for image in picture]
-    black = [(image < 0.01).all(-1).float() for image in picture]
-    assert float((black[1] - black[0]).sum()) == pytest.approx(float((white[0] - white[1]).sum()), rel=0.3)
-    assert float((white[0] - white[1]).sum()) > 0
+    # The one selected cell is more white in the first picture than in the second, and less black.
+    white, black = ([int(at.all(-1).sum()) for at in (picture > 0.99, picture < 0.01)[i]] for i in range(2))
+    assert white[0] - white[1] > 64 and black[1] - black[0] > 64
 
 
 # What is refused.
