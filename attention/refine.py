@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .maps import cross_map
 from .masks import for_batch, resize
+from .run import savable
 
 if TYPE_CHECKING:
     from .control import AttentionCall
@@ -126,7 +127,7 @@ class Target:
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for since the mask was last replaced."""
         if key not in self._derived:
-            self._derived[key] = make()
+            self._derived[key] = savable(make)
         return self._derived[key]
 
     def look(self, call: AttentionCall) -> None:
@@ -134,6 +135,8 @@ class Target:
         refinement = self._refinement
         if refinement is None or call.run.step < refinement.first(call.run) - 1:
             return
+        if call.run.reading is not None:
+            return  # a pass that is differentiated is none of the run's own
         for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
             rows = call.rows(chunk)
             heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
