@@ -91,7 +91,7 @@ def fixed_point(
 
     found = _made(make, on_disk, model, "fixed point", inversion, guided, limits)
     worst, (tolerance, iterations) = max(found.errors), limits
-    note = f"{worst:.2g} at most" + ("" if worst <= tolerance else f": more than {iterations} iterations were needed")
+    note = f"{worst:.2g} at most" + ("" if worst <= tolerance else f" ({iterations} iterations were too few)")
     return found, line_plot(found.errors, "relative residual of each step, noise to image", note), _told(found, reports)
 
 
