@@ -11,6 +11,7 @@ from pathlib import Path
 
 import inversion_evaluation
 import load
+import map_evaluation
 import mask_evaluation
 import methods
 import metrics
@@ -212,6 +213,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
     parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")
+    parser.add_argument("--maps", action="store_true", help="how well attention maps find objects; only if asked for")
     parser.add_argument("--count", type=int, default=tasks.COUNT, help="scenes per task")
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
@@ -233,7 +235,8 @@ def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
     pack_methods.register(ablations=True)
     options = _options(arguments)
-    everything = not (options.model_bar or options.edits or options.inversions or options.masks)
+    chosen = (options.model_bar, options.edits, options.inversions, options.masks, options.maps)
+    everything = not any(chosen)
     logging.getLogger().setLevel(logging.WARNING)
     try:
         model, clip, vae = load.load_demo_model(options.model)
@@ -267,6 +270,10 @@ def main(arguments: list[str]) -> int:
         results["inversions"] = inversion_evaluation.as_results(rows)
     if options.masks:
         results["masks"] = [asdict(cost) for cost in mask_faults(setup, options)]
+    if options.maps:
+        found = map_evaluation.measure(setup, options.count)
+        print(map_evaluation.tables(found))
+        results["maps"] = [asdict(way) for way in found]
     report.save_json(options.output / "results.json", results)
     print(f"Written to {options.output}")
     return 1 if missed else 0

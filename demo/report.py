@@ -74,6 +74,12 @@ def edit_table(edited: Sequence[Mapping[str, float | str]]) -> str:
     return markdown(header, rows)
 
 
+def overlap_table(title: str, labels: Sequence[str], overlaps: Sequence[tuple[float, float]]) -> str:
+    """Overlap of masks from attention maps with the true ones, on scenes with one and with two objects."""
+    rows = [[label, _percent(one), _percent(two)] for label, (one, two) in zip(labels, overlaps, strict=True)]
+    return markdown([title, "IoU, one object", "IoU, two objects"], rows)
+
+
 def save_json(path: Path, results: Mapping[str, object]) -> None:
     """Write results; what is not a number becomes null, which JSON knows."""
 
