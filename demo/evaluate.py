@@ -1,7 +1,9 @@
-"""Measure the demo model and the ways to edit on it: `python demo/evaluate.py [--model-bar] [--edits] [--inversions]`.
+"""Measure the demo model and what is done with it: `python demo/evaluate.py [--model-bar] [--edits] [--inversions]
+[--maps]`.
 
-Without options the first two are done. The results are printed as Markdown tables and written, with pictures, to
-a folder (build/evaluation unless told otherwise). Uses a GPU when there is one.
+Without any of these the first two are done; --maps measures how well attention maps find objects. The results are
+printed as Markdown tables and written, with pictures, to a folder (build/evaluation unless told otherwise). Uses a
+GPU when there is one.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ class SelfMapsNode(io.ComfyNode):
                     default="1",
                     tooltip="Numbers of the regions that the mask selects, separated by commas; 1 is the largest.",
                 ),
-                io.Int.Input("seed", default=1, min=0, max=0xFFFFFFFF, tooltip="Of the clustering.", advanced=True),
+                io.Int.Input(
+                    "clustering_seed", default=1, min=0, max=0xFFFFFFFF, tooltip="Of its random starts.", advanced=True
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="clusters", tooltip="The regions in colours, with their numbers."),
@@ -133,10 +135,10 @@ class SelfMapsNode(io.ComfyNode):
         words: str,
         least_agreement: float,
         chosen: str,
-        seed: int,
+        clustering_seed: int,
     ) -> io.NodeOutput:
         found = named(maps.prompt, words) if phrases(words) else {}
-        regions = self_clusters.regions(maps.recording, clusters, found, least_agreement, seed)
+        regions = self_clusters.regions(maps.recording, clusters, found, least_agreement, clustering_seed)
         picture = torch.stack([region.picture() for region in regions])
         return io.NodeOutput(
             picture,

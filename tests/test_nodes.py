@@ -98,6 +98,11 @@ def test_defaults_are_allowed(name: str, info: dict[str, Any]) -> None:
         ("regional prompt", "AttnEditRegion"),
         ("attention couple", "AttnEditRegionPrompts"),
         ("inverted noise", "AttnEditSetup"),
+        ("text encode", "AttnEditPrompt"),
+        ("daam", "AttnEditRecordMaps"),
+        ("text to mask", "AttnEditMapMask"),
+        ("heat map", "AttnEditMapViewer"),
+        ("k-means", "AttnEditSelfMaps"),
     ],
 )
 def test_is_found_by_what_people_search(words: str, name: str, info: dict[str, Any]) -> None:

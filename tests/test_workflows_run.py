@@ -96,12 +96,8 @@ def inversion_check(server: ComfyServer) -> Made:
 
 
 def test_all_workflows_are_run_here() -> None:
-    assert {path.stem for path in FILES} == {path.stem for path in EDITS} | {
-        "inversion-check",
-        "two-regions",
-        "null-text-inversion",
-        "fast-inversion",
-    }
+    others = {"attention-viewer", "fast-inversion", "inversion-check", "null-text-inversion", "two-regions"}
+    assert {path.stem for path in FILES} == {path.stem for path in EDITS} | others
 
 
 def test_shows_the_scene_and_an_edit_of_its_size(edit: Made) -> None:
@@ -191,6 +187,28 @@ def test_the_inversion_reconstructs(inversion_check: Made) -> None:
     assert_shows(inversion_check.images["Reconstruction"], scenes)
     report = inversion_check.result.outputs[find_node(inversion_check.prompt, "Report")]["text"][0]
     assert "PSNR" in report
+
+
+def test_attention_finds_the_objects(server: ComfyServer) -> None:
+    """The viewer's grid has a tile for every word, and the region that is chosen is the red square."""
+    made = execute(server, "attention-viewer", prompt_of(server, "attention-viewer"))
+    scenes = expected.scene_of(made.prompt)
+    assert scenes is not None
+    truth = world.masks(scenes)[:, :1]
+    assert float(metrics.overlap(made.images["Chosen Regions"][:, :1], truth)) > 0.6
+    assert made.images["After"].shape == made.images["Attention Map Viewer"].shape
+    assert min(made.images["After"].shape[-2:]) > 3 * 256, "nine words in three rows and columns"
+    assert made.images["Components"].shape == made.images["Before"].shape
+
+
+def test_a_mask_from_words_is_of_the_object(edit: Made) -> None:
+    if edit.name == "mask-from-words":
+        scenes = expected.scene_of(edit.prompt)
+        assert scenes is not None
+        truth, found = world.masks(scenes)[:, :1] > 0.5, edit.images["May Change"][:, :1] > 0.5
+        assert (found & truth).sum() > 0.95 * truth.sum()
+        # The Edit Masks node grows it for the new object.
+        assert found.sum() < 3 * truth.sum()
 
 
 def test_a_saved_inversion_is_the_same_after_loading(inversion_check: Made, server: ComfyServer) -> None:
