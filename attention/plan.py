@@ -37,6 +37,11 @@ class Plan:
     packed: bool = False
     schedule: tuple[float, ...] | None = None
 
+    @property
+    def edits(self) -> bool:
+        """Whether a run comes out otherwise than without it."""
+        return self.schedule is not None or not all(control.passive for control in self.controls)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # immutable; hosts before 0.30 copy model options deeply
 

@@ -32,7 +32,7 @@ def record_source(
     """Draw a prompt with DDIM and keep every latent on the way (Prompt-to-Prompt and FPE Algorithm 1).
 
     Args:
-        model: host MODEL without edits.
+        model: host MODEL without edits; what only records attention may be on it.
         latent: LATENT that gives size and batch; what it shows is not used.
         positive: the source prompt. negative: the negative prompt, with which guidance above 1 works.
         guidance: scale of classifier-free guidance.
@@ -45,7 +45,7 @@ def record_source(
     Raises:
         ValueError: edits on the model, an unknown family or prediction, or a broken latent.
     """
-    if plan_of(model).controls:
+    if plan_of(model).edits:
         raise ValueError(
             "The model connected to Source from Prompt already carries edits. Connect the model from before the edit "
             "nodes (with its LoRAs), and give the inversion to the edit nodes."

@@ -64,8 +64,7 @@ def check_unedited(model: Any, passive: bool = False) -> None:
         passive: whether controls that only record may be on it.
     """
     plan = plan_of(model)
-    edits = [control for control in plan.controls if not (passive and control.passive)]
-    if plan.schedule is not None or edits:
+    if plan.edits or (plan.controls and not passive):
         raise ValueError(
             "The model connected to the inversion already carries edits. Connect the model from before the edit "
             "nodes (with its LoRAs), and give the inversion to the edit nodes."

@@ -14,6 +14,7 @@ from attention_edit.attention import engine
 from attention_edit.attention.cpam import CPAM
 from attention_edit.attention.families import family_of
 from attention_edit.attention.record_maps import AttentionMaps, Recording, RecordMaps, recorder
+from attention_edit.inversion.generated import record_source
 from attention_edit.inversion.run import ddim_inversion, reconstruct
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
@@ -170,6 +171,15 @@ def test_an_inversion_refuses_what_is_no_recorder(model: Any, inversion: Any) ->
         invert(engine.install(recorded, edits.SourceLook(), inversion))
     with pytest.raises(ValueError, match="already carries edits"):
         invert(engine.pin(recorded, inversion, tuple(inversion.schedule)))
+
+
+def test_records_a_source_that_is_drawn(model: Any) -> None:
+    made = control()
+    arguments = {"samples": torch.zeros(1, 4, 16, 16)}, tiny.prompt(2), tiny.prompt(3), 7.5, 1, 4, 0
+    with torch.inference_mode():
+        plain = record_source(model, *arguments)[1]
+        assert torch.equal(record_source(engine.install(model, made), *arguments)[1], plain)
+    assert made.maps.recording.cross[4].values.shape == (1, 16, len(PROMPT.content))
 
 
 def test_records_a_reconstruction(model: Any, inversion: Any) -> None:
