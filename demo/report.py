@@ -76,7 +76,7 @@ def edit_table(edited: Sequence[Mapping[str, float | str]]) -> str:
 
 def overlap_table(title: str, labels: Sequence[str], overlaps: Sequence[tuple[float, float]]) -> str:
     """Overlap of masks from attention maps with the true ones, on scenes with one and with two objects."""
-    rows = [[label, _percent(one), _percent(two)] for label, (one, two) in zip(labels, overlaps, strict=True)]
+    rows = [[label, percent(one), percent(two)] for label, (one, two) in zip(labels, overlaps, strict=True)]
     return markdown([title, "IoU, one object", "IoU, two objects"], rows)
 
 
