@@ -214,6 +214,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
     parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")
     parser.add_argument("--maps", action="store_true", help="how well attention maps find objects; only if asked for")
+    parser.add_argument("--mag", action="store_true", help="MAG-Edit among objects of one shape, and its ablations")
     parser.add_argument("--count", type=int, default=tasks.COUNT, help="scenes per task")
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
@@ -235,7 +236,7 @@ def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
     pack_methods.register(ablations=True)
     options = _options(arguments)
-    chosen = (options.model_bar, options.edits, options.inversions, options.masks, options.maps)
+    chosen = (options.model_bar, options.edits, options.inversions, options.masks, options.maps, options.mag)
     everything = not any(chosen)
     logging.getLogger().setLevel(logging.WARNING)
     try:
@@ -274,6 +275,10 @@ def main(arguments: list[str]) -> int:
         found = map_evaluation.measure(setup, options.count)
         print(map_evaluation.tables(found))
         results["maps"] = [asdict(way) for way in found]
+    if options.mag:
+        import mag_evaluation
+
+        results["mag"] = mag_evaluation.run(setup, options)
     report.save_json(options.output / "results.json", results)
     print(f"Written to {options.output}")
     return 1 if missed else 0

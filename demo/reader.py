@@ -283,3 +283,9 @@ def ground_inside(image: torch.Tensor | Array, mask: torch.Tensor | NDArray) -> 
     """The background colour that a region (H, W) of an image (3, H, W) shows by its median, or NOTHING."""
     colours = lab(_pixels(image))[_region(mask)]
     return _name_background(np.median(colours, 0)) if len(colours) else world.NOTHING
+
+
+def colour_share(image: torch.Tensor | Array, mask: torch.Tensor | NDArray, colour: int) -> float:
+    """Share 0..1 of a region's pixels (H, W) of an image (3, H, W) that come nearest to one of the object colours."""
+    pixels = _pixels(image)[_region(mask)]
+    return float((_name_colours(pixels) == colour).mean()) if len(pixels) else 0.0

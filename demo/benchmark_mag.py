@@ -1,0 +1,195 @@
+"""`python demo/benchmark_mag.py`: what one guided step of MAG-Edit costs on a full-size SD1.5 UNet of random weights.
+
+Compared are a plain step, a step of an edit without MAG-Edit (one row of the source more), one with MAG-Edit's
+iterations as this pack runs them (source once, the UNet left after the last map, conditional rows only), the same with
+checkpointing, and the published recipe (source and edit through the whole UNet in every iteration). Work is counted in
+floating-point operations, forth and back, and told in evaluations of the UNet. Every case runs in a process of its
+own, so that its peak of memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import host_process
+
+CASES = ("plain", "unguided", "published", "MAG-Edit", "MAG-Edit, checkpointed")
+TEXT, WIDTH = 77, 768
+
+
+def model_of(channels: int, dtype: Any, device: Any) -> Any:
+    """A host MODEL of SD1.5's topology with random weights."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    config = comfy.supported_models.SD15(
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": channels,
+            "dtype": dtype,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "use_temporal_attention": False,
+            "use_temporal_resblock": False,
+            "context_dim": WIDTH,
+            "num_res_blocks": [2, 2, 2, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "adm_in_channels": None,
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+            "transformer_depth_middle": 1,
+        }
+    )
+    model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device="cpu")
+    rng = torch.Generator().manual_seed(0)
+    for name, weight in model.diffusion_model.named_parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(std=weight[0].numel() ** -0.5, generator=rng)
+        else:
+            weight.data.fill_(float(name.endswith("weight")))
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=torch.device("cpu"))
+
+
+def published(pack_module: Any) -> Any:
+    """MAG-Edit as its released code runs it: nothing kept from one iteration to the next, nothing left out."""
+    mag, source = pack_module("attention.mag"), pack_module("attention.source")
+
+    class Published(mag.MAG):
+        def moved(self, run: Any, x: Any, network: Any) -> Any:
+            layers = (*self.cross_layers(run.family), run.family.layers[-1])
+            with network.slopes(layers) as slope:
+                for _ in range(self.iterations):
+                    source.prepare_source(run, network.guider, network.timestep, network.options)
+                    slope(x.clone(), lambda maps: self.loss(run, maps, self.words)[0].sum())
+            return x
+
+    return Published
+
+
+def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
+    """Run one step of a case twice: with the operations counted, and with the clock."""
+    import comfy.model_management
+    import comfy.samplers
+    import torch
+    from pack import pack_module
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = comfy.model_management.get_torch_device()
+    dtype = getattr(torch, chosen.dtype)
+    model = model_of(chosen.channels, dtype, device)
+    rng = torch.Generator().manual_seed(1)
+    states = [[[torch.randn(1, TEXT, WIDTH, generator=rng), {}]] for _ in range(3)]
+    size = chosen.size
+    record = pack_module("inversion.record").Inversion(
+        latents=torch.randn(3, 1, 4, size, size, generator=rng),
+        sigmas=(0.03, 5.0, 5.5),
+        steps=2,
+        offset=0,
+        family="SD1.x",
+        prediction="eps",
+        conditioning=states[2],
+    )
+    if case != "plain":
+        cpam, masks = pack_module("attention.cpam").CPAM, pack_module("attention.edit_masks").EditMasks
+        mask = torch.zeros(1, size, size, dtype=torch.bool)
+        mask[:, size // 4 : size // 2, size // 4 : size // 2] = True
+        engine, install = pack_module("attention.engine"), pack_module("attention.mag_install")
+        kind = published(pack_module) if case == "published" else pack_module("attention.mag").MAG
+        under = cpam(masks(mask, mask, False, mask), normal_share=0.0, localized=False)
+        part = kind(
+            ((5,),),
+            mask,
+            iterations=0 if case == "unguided" else chosen.iterations,
+            end=1.0,
+            blend=1.0,
+            checkpointing="checkpointed" in case,
+        )
+        model = install.add_guidance(engine.install(model, under, record), part, record)
+
+    def run() -> None:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(states[0], states[1])
+        guider.set_cfg(7.5)
+        start = record.at(5.5)
+        sampler = comfy.samplers.sampler_object("euler")
+        with torch.inference_mode():
+            sigmas = torch.tensor([5.5, 5.0])
+            guider.sample(torch.zeros_like(start), start, sampler, sigmas, disable_pbar=True, seed=0)
+
+    with FlopCounterMode(display=False) as flops:
+        run()
+    start = time.perf_counter()
+    run()
+    return {"operations": flops.get_total_flops(), "seconds": time.perf_counter() - start, "memory": peak(device)}
+
+
+def peak(device: Any) -> float:
+    """Peak memory in GB: of the device, or of this process on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+
+
+def table(found: dict[str, dict[str, float]], iterations: int) -> str:
+    """The cases side by side: what an iteration adds to the step, in evaluations and in plain steps' time."""
+    import report
+
+    plain = found["plain"]
+    rows = []
+    for case, values in found.items():
+        added = (values["operations"] - found["unguided"]["operations"]) / (plain["operations"] / 2) / iterations
+        rows.append(
+            [
+                case,
+                "" if case in ("plain", "unguided") else f"{added:.2f}",
+                f"{values['seconds']:.2f} s",
+                f"{values['seconds'] / plain['seconds']:.2f}x",
+                f"{values['memory']:.2f} GB",
+                f"{values['memory'] / plain['memory']:.2f}x",
+            ]
+        )
+    header = ["one step", "evaluations per iteration", "time", "against plain", "peak memory", "against plain"]
+    return report.markdown(header, rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all cases, or the one that a child process is started for; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="demo/benchmark_mag.py", description=__doc__)
+    parser.add_argument("--iterations", type=int, default=15, help="per step")
+    parser.add_argument("--size", type=int, default=64, help="side of the latent, 64 for 512 pixels")
+    parser.add_argument("--channels", type=int, default=320, help="width of the UNet; 320 is SD1.5's")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--case", choices=CASES, help="only this one, as JSON")
+    chosen = parser.parse_args(list(arguments))
+    if chosen.case is not None:
+        print(json.dumps(one_step(chosen.case, chosen)))
+        return 0
+    found = {}
+    for case in CASES:
+        command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--case", case]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            return done.returncode
+        found[case] = json.loads(done.stdout.splitlines()[-1])
+    print(table(found, chosen.iterations))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(host_process.run(__file__, "benchmark_mag"))
