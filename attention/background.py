@@ -5,18 +5,46 @@ The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any samp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..inversion.record import Inversion
 from .control import Control
 from .masks import check_aspect, for_batch, resize
 from .run import Run
 
 
+class SourceOutside(Control):
+    """Blends the source in outside a mask, at every step of any sampler: what `mask` says is the method's own."""
+
+    def mask(self, run: Run, like: Tensor) -> Tensor | None:
+        """(B, 1, h, w) in 0..1 as `like`: 1 where the image may change. None leaves all of it as it is."""
+        raise NotImplementedError
+
+    def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
+        """The network sees the source's latent outside the mask."""
+        return self._blend(run, x, lambda inversion: inversion.at(sigma))
+
+    def denoised(self, run: Run, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """Outside the mask the sampler is steered along the source's own step."""
+        return self._blend(run, denoised, lambda inversion: inversion.clean_at(sigma))
+
+    def result(self, run: Run, latent: Tensor) -> Tensor:
+        """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
+        return self._blend(run, latent, lambda inversion: inversion.latents[0])
+
+    def _blend(self, run: Run, x: Tensor, source: Callable[[Inversion], Tensor]) -> Tensor:
+        mask = self.mask(run, x)
+        if mask is None or run.inversion is None:
+            return x
+        return torch.lerp(source(run.inversion).to(x).expand_as(x), x, mask)
+
+
 @dataclass(frozen=True, eq=False)
-class ExactBackground(Control):
+class ExactBackground(SourceOutside):
     """Keep the image outside a mask exactly, up to the autoencoder.
 
     Attributes:
@@ -29,8 +57,8 @@ class ExactBackground(Control):
     name = "Exact Background"
     guidable = True
 
-    def _mask(self, run: Run, like: Tensor) -> Tensor:
-        """(B, 1, h, w), 1 where the image may change; a latent cell changes when any of its pixels does."""
+    def mask(self, run: Run, like: Tensor) -> Tensor | None:
+        """A latent cell changes when any of its pixels does."""
         return run.once((self, like.shape, like.device, like.dtype), lambda: self._cells(like))
 
     def _cells(self, like: Tensor) -> Tensor:
@@ -43,20 +71,3 @@ class ExactBackground(Control):
 
     def acts(self, run: Run) -> bool:
         return run.inversion is not None and run.step >= round(self.start * run.steps)
-
-    def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
-        """The network sees the source's latent outside the mask."""
-        assert run.inversion is not None
-        return torch.lerp(run.inversion.at(sigma).to(x).expand_as(x), x, self._mask(run, x))
-
-    def denoised(self, run: Run, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
-        """Outside the mask the sampler is steered along the source's own step."""
-        assert run.inversion is not None
-        clean = run.inversion.clean_at(sigma).to(denoised).expand_as(denoised)
-        return torch.lerp(clean, denoised, self._mask(run, denoised))
-
-    def result(self, run: Run, latent: Tensor) -> Tensor:
-        """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
-        assert run.inversion is not None
-        image = run.inversion.latents[0].to(latent).expand_as(latent)
-        return torch.lerp(image, latent, self._mask(run, latent))

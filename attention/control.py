@@ -188,6 +188,14 @@ class Control:
         """Layers whose cross-attention features of the source are read at the present step, if any are."""
         return ()
 
+    def residual_blocks(self, family: Family) -> tuple[tuple[str, int], ...]:
+        """The host's names of UNet blocks whose residual features this control takes from the source."""
+        return ()
+
+    def reads_blocks(self, run: Run) -> tuple[tuple[str, int], ...]:
+        """Those of them that it takes at the present step."""
+        return ()
+
     def self_attention(self, call: AttentionCall) -> Tensor:
         """The target rows' self-attention output (R, N, C)."""
         return call.own()

@@ -15,6 +15,7 @@ from .control import Control
 from .families import Family, Layer, family_of
 from .hooks import SiteHook, append_contexts
 from .plan import KEY, Plan, plan_of
+from .residual import PATCH
 from .source import source_conditioning
 from .wrappers import WRAPPERS
 
@@ -44,6 +45,8 @@ def install(model: Any, control: Control, inversion: Inversion | None = None, pa
     for layer in cross:
         _hook(patched, "cross", layer)
     patches = patched.model_options["transformer_options"].get("patches", {})
+    if control.residual_blocks(family) and PATCH not in patches.get("forward_timestep_embed_patch", []):
+        patched.set_model_forward_timestep_embed_patch(PATCH)
     if cross and append_contexts not in patches.get("attn2_patch", []):
         patched.set_model_attn2_patch(append_contexts)
     return patched

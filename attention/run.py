@@ -214,6 +214,10 @@ class Run:
 
         return layer.index in self.now(("reads", kind), layers)
 
+    def reads_block(self, block: tuple[str, int] | None) -> bool:
+        """Whether any control takes a UNet block's residual features from the source at this step."""
+        return block in self.now("blocks", lambda: {b for c in self._readers() for b in c.reads_blocks(self)})
+
     def forget_source(self) -> None:
         """Drop the source's features and what brings them."""
         self.captured.clear()

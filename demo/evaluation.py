@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import injection_methods
 import inversion_evaluation
 import load
 import map_evaluation
@@ -180,7 +181,10 @@ def model_bar(setup: Setup, options: argparse.Namespace) -> tuple[float, dict[st
 
 
 def _left_out(options: argparse.Namespace) -> set[str]:
-    return set() if options.ablations or options.methods else set(pack_methods.ABLATIONS)
+    if options.methods:
+        return set()
+    left_out = set() if options.ablations else set(pack_methods.ABLATIONS)
+    return left_out if options.injection else left_out | set(injection_methods.NAMES)
 
 
 def edits(setup: Setup, options: argparse.Namespace) -> list[Edited]:
@@ -189,7 +193,8 @@ def edits(setup: Setup, options: argparse.Namespace) -> list[Edited]:
     results = []
     for name in options.tasks or tasks.NAMES:
         task = tasks.make_task(name, options.count)
-        results += evaluate_task(setup, task, chosen, options.batch, options.output)
+        claimed = [method for method in chosen if name in injection_methods.CLAIMS.get(method.name, (name,))]
+        results += evaluate_task(setup, task, claimed, options.batch, options.output)
         print(report.edit_table([asdict(r) for r in results if r.task == name]))
     return results
 
@@ -226,6 +231,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=tasks.NAMES, help="default: all")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="default: all")
     parser.add_argument("--ablations", action="store_true", help="also CPAM with one setting changed at a time")
+    parser.add_argument("--injection", action="store_true", help="also FPE, MasaCtrl, Plug-and-Play, Prompt-to-Prompt")
+    parser.add_argument("--fpe-layers", action="store_true", help="only a figure of FPE with different layers")
     parser.add_argument("--model", type=Path, default=load.FILE)
     parser.add_argument("--output", type=Path, default=Path("build/evaluation"))
     return parser.parse_args(arguments)
@@ -235,6 +242,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Measure what was asked for; returns the exit code, 1 when the model misses a bar."""
     pack_methods.register(ablations=True)
+    injection_methods.register()
     options = _options(arguments)
     chosen = (options.model_bar, options.edits, options.inversions, options.masks, options.maps, options.mag)
     everything = not any(chosen)
@@ -255,6 +263,9 @@ def main(arguments: list[str]) -> int:
         scheduler=options.scheduler,
         seed=options.seed,
     )
+    if options.fpe_layers:
+        print(f"Written: {injection_methods.layer_study(setup, options.count, options.output)}")
+        return 0
     used = {k: v for k, v in vars(options).items() if k not in ("model", "output")}
     results: dict[str, object] = {"options": used}
     missed = False

@@ -6,27 +6,38 @@ from comfy_api.latest import io
 
 from .cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
 from .demo import DemoModelNode, DemoSceneNode
+from .generated import RecordSourceNode
+from .injection import FPENode, MasaCtrlNode, PnPNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
 from .inversion_methods import DirectNode, FixedPointNode, NegativePromptNode, NullTextNode
 from .map_views import MapViewerNode, SelfMapsNode
 from .maps import MapMaskNode, RecordMapsNode
 from .masks import CompositeNode, DiffMaskNode, RefinedMasksNode, RefineMaskNode
+from .p2p import EmbCtrlNode, LocalBlendNode, P2PNode
 from .prompt import PromptNode
 from .regions import RegionNode, RegionPromptsNode
 from .setup import EditSetupNode
+from .sweep import GridNode, SweepNode
 
 NODES: list[type[io.ComfyNode]] = [
     PromptNode,
+    EmbCtrlNode,
     InvertNode,
     NullTextNode,
     NegativePromptNode,
     FixedPointNode,
     DirectNode,
+    RecordSourceNode,
     ReconstructNode,
     SaveInversionNode,
     LoadInversionNode,
     EditMasksNode,
     CPAMNode,
+    FPENode,
+    MasaCtrlNode,
+    P2PNode,
+    LocalBlendNode,
+    PnPNode,
     ExactBackgroundNode,
     CompositeNode,
     RefineMaskNode,
@@ -39,6 +50,8 @@ NODES: list[type[io.ComfyNode]] = [
     MapViewerNode,
     SelfMapsNode,
     EditSetupNode,
+    SweepNode,
+    GridNode,
     DemoModelNode,
     DemoSceneNode,
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from attention_edit.attention.edit_masks import EditMasks
 from attention_edit.attention.words import Prompt, read_prompt
 from attention_edit.inversion.record import Inversion
 from attention_edit.inversion.run import ddim_inversion
+from attention_edit.inversion.schedule import levels
 from comfy.sd1_clip import SD1Tokenizer
 from torch import Tensor
 
@@ -72,6 +74,46 @@ def run(  # noqa: PLR0913
 def difference(a: Tensor, b: Tensor) -> float:
     """Largest difference relative to the largest value."""
     return float((a - b).abs().max() / b.abs().max())
+
+
+class _EnoughError(Exception):
+    """Ends a run after its first step."""
+
+
+def recorded(model: Any, steps: int = 50, prompt_seed: int = 5) -> Inversion:
+    """A trajectory of random latents, for tests that ask how much is run and not what comes out."""
+    sigmas = levels(model.get_model_object("model_sampling"), steps, 0)
+    latents = torch.stack([tiny.latent(i) / 4 for i in range(len(sigmas))])
+    return Inversion(latents, tuple(sigmas), steps, 0, "SD1.x", "eps", tiny.prompt(prompt_seed))
+
+
+def planned(model: Any, inversion: Inversion, *controls: Any, cfg: float = 7.5) -> tuple[int, int]:
+    """UNet evaluations, source rows and target rows, that a run of SD1.x plans before its first step."""
+    found: list[tuple[int, int]] = []
+
+    class Listen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "plans" in record.msg and isinstance(record.args, tuple):
+                found.append(record.args[1:3])  # type: ignore[arg-type]
+
+    def stop(*_: Any) -> None:
+        raise _EnoughError
+
+    for control in controls:
+        model = engine.install(model, control, inversion)
+    model = engine.pin(model, inversion, tuple(inversion.schedule))
+    log, handler = logging.getLogger("attention_edit"), Listen(logging.INFO)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        tiny.sample(model, tiny.prompt(2), tiny.prompt(3), run_start(), torch.tensor([14.6, 0.0]), cfg, callback=stop)
+    except _EnoughError:
+        pass
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    return found[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,25 +161,17 @@ def test_a_batch_with_both_halves_equals_singles(model):
 
 def test_evaluations(model, caplog):
     """One source row per step of the window; two with both halves, unless source and negative prompt are the same."""
-    inversion = edits.invert(model, steps=50)
-
-    def count(*controls, cfg=7.5, negative=None):
-        caplog.clear()
-        source = inversion
-        if negative is not None:
-            source = type(inversion)(**{**vars(inversion), "conditioning": tiny.prompt(negative)})
-        with caplog.at_level(logging.INFO):
-            edits.run(model, source, *controls, cfg=cfg)
-        planned, counted = (r.args[0] for r in caplog.records if "UNet evaluations" in r.message)
-        assert planned == counted
-        return counted
-
+    inversion, same = edits.recorded(model), edits.recorded(model, prompt_seed=3)
     # 50 steps are 49 calls; the source stops after step 40.
-    assert count(FPE()) == 98 + 40
-    assert count(FPE(end=1.0)) == 147
-    assert count(FPE(both_halves=True)) == 98 + 80
-    assert count(FPE(both_halves=True), negative=3) == 98 + 40
-    assert count(FPE(both_halves=True), cfg=1.0) == 49 + 40
+    assert edits.planned(model, inversion, FPE()) == (40, 98)
+    assert edits.planned(model, inversion, FPE(end=1.0)) == (49, 98)
+    assert edits.planned(model, inversion, FPE(both_halves=True)) == (80, 98)
+    assert edits.planned(model, same, FPE(both_halves=True)) == (40, 98)
+    assert edits.planned(model, inversion, FPE(both_halves=True), cfg=1.0) == (40, 49)
+    with caplog.at_level(logging.INFO):
+        edits.run(model, edits.recorded(model, steps=5), FPE(both_halves=True, end=0.4))
+    assert "plans 12 UNet evaluations (4 source, 8 target): FPE" in caplog.text
+    assert "Attention Edit: 12 UNet evaluations" in caplog.text
 
 
 def test_features_are_kept_only_where_they_are_read(model, inversion, monkeypatch):

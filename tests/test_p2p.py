@@ -194,12 +194,15 @@ def test_modes():
 
 
 def test_evaluations(model, caplog):
-    """49 inversion rows before, and 98 + one source row for each of the first 40 steps; 200 in the papers' count."""
-    inversion = edits.invert(model, steps=50)
+    """49 rows of inversion before, 98 of the target, and the source's until the longest window ends."""
+    inversion = edits.recorded(model)
+    assert edits.planned(model, inversion, P2P(CAT, DOG)) == (40, 98)
+    assert edits.planned(model, inversion, P2P(CAT, DOG, cross=(0, 0.4), self_window=(0, 0.5))) == (25, 98)
+    assert edits.planned(model, inversion, P2P(CAT, DOG, cross=(0, 1))) == (49, 98)
     with caplog.at_level(logging.INFO):
-        edits.run(model, inversion, P2P(CAT, DOG))
-    assert "plans 138 UNet evaluations (40 source, 98 target): Prompt-to-Prompt" in caplog.text
-    assert "Attention Edit: 138 UNet evaluations" in caplog.text
+        edits.run(model, edits.recorded(model, steps=5), P2P(CAT, DOG, cross=(0.0, 0.5)))
+    assert "plans 11 UNet evaluations (3 source, 8 target): Prompt-to-Prompt" in caplog.text
+    assert "Attention Edit: 11 UNet evaluations" in caplog.text
 
 
 def test_features_are_kept_only_while_they_are_read(model, inversion):

@@ -1,0 +1,262 @@
+"""Nodes of the methods that put the source's features into the edit: FPE, MasaCtrl, Plug-and-Play."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..attention import engine
+from ..attention.fpe import FPE
+from ..attention.layers import RULES
+from ..attention.masactrl import MasaCtrl, WordMasks
+from ..attention.pnp import PnP
+from .sockets import CATEGORY, EditMasksSocket, PromptSocket, inversion_input, model_input, model_output
+
+CUSTOM = "range below"
+
+
+def one_call_input() -> io.Input:
+    """Whether the source is packed into the edit's call."""
+    return io.Boolean.Input(
+        "one_call",
+        default=False,
+        tooltip="Run the source in the same UNet call as the edit: a little faster on a GPU, needs more memory, same "
+        "result up to rounding.",
+        advanced=True,
+    )
+
+
+def share_input(name: str, default: float, tooltip: str, advanced: bool = False) -> io.Input:
+    """A share of the steps."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=advanced)
+
+
+def layers_inputs() -> list[io.Input]:
+    """A rule for layers, and a range for those who want another."""
+    return [
+        io.Combo.Input(
+            "layers",
+            options=[*RULES, CUSTOM],
+            default=RULES[0],
+            tooltip="Layers whose self-attention maps are the source's. More and finer ones keep more of the "
+            "structure; all of them freeze the image.",
+            advanced=True,
+        ),
+        io.String.Input(
+            "layer_range",
+            default="3-13",
+            tooltip="Layer numbers in the order in which the model calls them, from 0, both ends included; used when "
+            "layers says so.",
+            advanced=True,
+        ),
+    ]
+
+
+class FPENode(io.ComfyNode):
+    """Free-Prompt-Editing."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditFPE",
+            display_name="FPE",
+            category=f"{CATEGORY}/methods",
+            description="Free-Prompt-Editing: keeps the image's structure and lets the prompt say what everything is. "
+            "It takes the source's self-attention maps and nothing else, so it needs neither a mask nor a caption.",
+            search_aliases=["fpe", "free prompt editing", "self-attention map replacement", "structure preserving"],
+            inputs=[
+                model_input(),
+                inversion_input(),
+                share_input(
+                    "end", 0.8, "Share of the steps whose maps are the source's. Less lets shapes change more."
+                ),
+                *layers_inputs(),
+                io.Boolean.Input(
+                    "both_halves",
+                    default=False,
+                    tooltip="Take the maps in the unconditional half of guidance too. Keeps more; as released it is "
+                    "off.",
+                    advanced=True,
+                ),
+                one_call_input(),
+            ],
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        inversion: Any,
+        end: float,
+        layers: str,
+        layer_range: str,
+        both_halves: bool,
+        one_call: bool,
+    ) -> io.NodeOutput:
+        control = FPE(layer_range if layers == CUSTOM else layers, end, both_halves)
+        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+
+
+class MasaCtrlNode(io.ComfyNode):
+    """MasaCtrl."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditMasaCtrl",
+            display_name="MasaCtrl",
+            category=f"{CATEGORY}/methods",
+            description="Mutual self-attention: the prompt (or a ControlNet on it) draws a new pose or layout, and "
+            "all of its look is read from the source image.",
+            search_aliases=[
+                "masactrl",
+                "mutual self-attention",
+                "change pose",
+                "non-rigid edit",
+                "consistent character",
+            ],
+            inputs=[
+                model_input(),
+                inversion_input(),
+                share_input(
+                    "start",
+                    0.08,
+                    "Share of the steps before it begins (4 of 50). Later lets the layout change more, and keeps less "
+                    "of the look.",
+                ),
+                io.Int.Input(
+                    "first_layer",
+                    default=-1,
+                    min=-1,
+                    max=69,
+                    tooltip="First layer that reads the source; -1 takes 10 of 16 for SD1.x and SD2.x, 44 of 70 for "
+                    "SDXL. Lower keeps more of the source, its layout too.",
+                ),
+                share_input("end", 1.0, "Share of the steps after which it stops.", advanced=True),
+                io.Boolean.Input(
+                    "union",
+                    default=False,
+                    tooltip="The edit keeps its own keys and values beside the source's, so that new things can have "
+                    "a look of their own.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Of masks from words: higher makes them smaller.",
+                    advanced=True,
+                ),
+                one_call_input(),
+                EditMasksSocket.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="From Edit Masks: the object reads the source's object, the rest the source's rest.",
+                ),
+                PromptSocket.Input(
+                    "source_prompt", optional=True, tooltip="Caption of the source, for masks from words."
+                ),
+                PromptSocket.Input("target_prompt", optional=True, tooltip="Prompt of the edit, for masks from words."),
+                io.String.Input(
+                    "source_word",
+                    default="",
+                    optional=True,
+                    tooltip="The object as the caption of the source names it.",
+                ),
+                io.String.Input(
+                    "target_word", default="", optional=True, tooltip="The object as the prompt of the edit names it."
+                ),
+            ],
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
+        cls,
+        model: Any,
+        inversion: Any,
+        start: float,
+        first_layer: int,
+        end: float,
+        union: bool,
+        threshold: float,
+        one_call: bool,
+        masks: Any = None,
+        source_prompt: Any = None,
+        target_prompt: Any = None,
+        source_word: str = "",
+        target_word: str = "",
+    ) -> io.NodeOutput:
+        control = MasaCtrl(
+            start,
+            None if first_layer < 0 else first_layer,
+            end,
+            None if masks is None else (masks.source, masks.target),
+            word_masks(source_prompt, target_prompt, source_word, target_word, threshold),
+            union,
+        )
+        if control.masks is not None and control.words is not None:
+            raise ValueError("MasaCtrl takes masks or words, not both: disconnect masks, or empty the words.")
+        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+
+
+def word_masks(source: Any, target: Any, source_word: str, target_word: str, threshold: float) -> WordMasks | None:
+    """Masks from words, None if none are named.
+
+    Raises:
+        ValueError: only some of prompts and words are given, or a word is not in its prompt.
+    """
+    if not source_word.strip() and not target_word.strip():
+        return None
+    missing = [
+        name
+        for name, value in (
+            ("source_prompt", source),
+            ("target_prompt", target),
+            ("source_word", source_word.strip()),
+            ("target_word", target_word.strip()),
+        )
+        if not value
+    ]
+    if missing:
+        raise ValueError(
+            f"MasaCtrl's masks from words need both prompts and both words; {', '.join(missing)} is missing. Connect "
+            "Prompt with Words, and name the object as each prompt does."
+        )
+    words = WordMasks(source, target, source_word, target_word, threshold)
+    words.columns()
+    return words
+
+
+class PnPNode(io.ComfyNode):
+    """Plug-and-Play."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditPnP",
+            display_name="Plug-and-Play",
+            category=f"{CATEGORY}/methods",
+            description="Plug-and-Play features: keeps layout and shapes and changes what they look like, for style, "
+            "material or season. It takes the source's self-attention maps and the features of one residual block.",
+            search_aliases=["pnp", "plug-and-play", "feature injection", "image translation", "style transfer"],
+            inputs=[
+                model_input(),
+                inversion_input(),
+                share_input("attention_end", 0.5, "Share of the steps with the source's self-attention maps (tau_A)."),
+                share_input("feature_end", 0.8, "Share of the steps with the source's residual features (tau_f)."),
+                one_call_input(),
+            ],
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, inversion: Any, attention_end: float, feature_end: float, one_call: bool
+    ) -> io.NodeOutput:
+        control = PnP(attention_end, feature_end)
+        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
