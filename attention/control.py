@@ -13,6 +13,7 @@ from torch import Tensor
 from .families import Family, Layer
 
 if TYPE_CHECKING:
+    from ..inversion.record import Conditioning
     from .guidance import Network
     from .run import Run
 
@@ -223,6 +224,17 @@ class Control:
     def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
         """The latent (B, C, h, w) that the sampler shall go on from instead of x, before this step's prediction."""
         return x
+
+    def second_negative(self) -> Conditioning | None:
+        """A further negative prompt, whose prediction this control mixes into the sampler's own by `negative_share`.
+
+        It costs a row of its own in every step, treated as the unconditional rows are.
+        """
+        return None
+
+    def negative_share(self, run: Run) -> float:
+        """Share of the sampler's own negative prediction at this step, 0..1; the rest is the second negative's."""
+        return 1.0
 
     def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         """The latent (B, C, h, w), in the sampler's scale, that the network is given instead of x."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .control import AttentionCall, Features, SourceRows
 from .families import Layer
-from .plan import KEY, KEY_NEGATIVE
+from .plan import KEY, KEY_NEGATIVE, KEY_SECOND
 from .run import Call, Phase, Run
 
-UNCONDITIONAL = ("negative", "empty_negative_prompt")
-"""The host's guiders' names of conditionings that stand for the absence of the prompt."""
+UNCONDITIONAL = ("negative", "empty_negative_prompt", KEY_SECOND)
+"""Names of conditionings that stand for the absence of the prompt: those of the host's guiders, and ours."""
 
 
 class Own:

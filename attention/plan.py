@@ -18,6 +18,8 @@ NULL_KEY = "attention_edit_null"
 """The name of the inversion's null text among the host's conditionings."""
 NULLED = ("negative", "empty_negative_prompt", KEY_NEGATIVE)
 """Conditionings in whose place the inversion's null text stands."""
+KEY_SECOND = f"{KEY}_second_negative"
+"""A second negative prompt of the edit, with rows of its own."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 
 from torch import Tensor
 
+from ..inversion.record import Conditioning
 from .control import AttentionCall, Claim, Control
 from .families import Family, Layer
 from .run import Run
@@ -16,6 +18,9 @@ BLOCK = {"SD1.x": ("output", 4), "SD2.x": ("output", 4), "SDXL": ("output", 1)}
 in the same place for the others."""
 
 
+SCHEDULES = ("linear", "constant", "exponential")
+
+
 @dataclass(frozen=True, eq=False)
 class PnP(Control):
     """Plug-and-Play.
@@ -23,10 +28,17 @@ class PnP(Control):
     Attributes:
         attention_end: tau_A, share of the steps whose self-attention maps are the source's.
         feature_end: tau_f, share of the steps whose residual features are the source's.
+        negative: what the result shall not be (by the authors the source prompt). The unconditional prediction
+            becomes a e_empty + (1 - a) e_negative, with the sampler's negative prompt as the empty one.
+        schedule: how a goes over the steps, one of SCHEDULES; alpha: a factor on it (1 for photographs, 0.75 for
+            generated images).
     """
 
     attention_end: float = 0.5
     feature_end: float = 0.8
+    negative: Conditioning | None = None
+    schedule: str = "linear"
+    alpha: float = 1.0
     name = "Plug-and-Play"
 
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
@@ -38,10 +50,18 @@ class PnP(Control):
         return (Claim("self", self.self_layers(family), 0.0, self.attention_end),)
 
     def acts(self, run: Run) -> bool:
-        return run.within(0.0, max(self.attention_end, self.feature_end))
+        return self.negative is not None or self.reads_source(run)
 
     def reads_source(self, run: Run) -> bool:
-        return True
+        return run.within(0.0, max(self.attention_end, self.feature_end))
+
+    def second_negative(self) -> Conditioning | None:
+        return self.negative
+
+    def negative_share(self, run: Run) -> float:
+        """From 1 to 0 in equal steps, 1 throughout, or exp(-6 x) with x from 0 to 1; times alpha."""
+        x = run.step / max(1, run.steps - 1)
+        return self.alpha * {"linear": 1 - x, "constant": 1.0, "exponential": exp(-6 * x)}[self.schedule]
 
     def _attends(self, run: Run) -> bool:
         return run.within(0.0, self.attention_end)

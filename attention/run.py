@@ -60,6 +60,10 @@ class Call:
         return self._rows([i for i, role in enumerate(self.roles) if role not in SOURCES])
 
     @cached_property
+    def mixer(self) -> Control | None:
+        """The control whose second negative prompt runs at this step."""
+        return next((control for control in self.acting() if control.second_negative() is not None), None)
+
     def sources(self) -> tuple[tuple[str, int, Tensor], ...]:
         """The source's chunks: role, text tokens and indices of the rows."""
         chunks = zip(self.roles, self.lengths, strict=True)
@@ -196,6 +200,10 @@ class Run:
     def packs(self) -> bool:
         """Whether the source rides in the target's call at this step; not where others read it before that."""
         return self.plan.packed and not self.moves()
+
+    def mixer(self) -> Control | None:
+        """The control whose second negative prompt runs at this step."""
+        return next((control for control in self.acting() if control.second_negative() is not None), None)
 
     def sources(self) -> tuple[str, ...]:
         """Which of SOURCES run at this step."""

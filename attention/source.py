@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..inversion.record import Conditioning
 from . import null_context
-from .plan import KEY, KEY_NEGATIVE
+from .plan import KEY, KEY_NEGATIVE, KEY_SECOND
 from .run import Phase, Run, savable
 
 _EDITS_OWN = ("control", "control_apply_to_uncond")
@@ -42,9 +42,21 @@ def source_conditioning(conditioning: Conditioning, name: str = "source prompt o
 
 
 def add_conditionings(run: Run) -> None:
-    """Put the source's conditionings among those of the run's guider, before the host processes them."""
-    assert run.inversion is not None
+    """Put the source's conditionings, and a second negative, among those of the run's guider.
+
+    The host processes them with the others, as soon as the run begins.
+
+    Raises:
+        ValueError: several controls with a second negative, or prompts of several parts.
+    """
     conds = run.guider.conds
+    seconds = [(control.name, given) for control in run.controls if (given := control.second_negative()) is not None]
+    if len(seconds) > 1:
+        raise ValueError(f"{seconds[0][0]} and {seconds[1][0]} both bring a second negative prompt; disconnect one.")
+    for _, given in seconds:
+        conds[KEY_SECOND] = comfy.sampler_helpers.convert_cond(source_conditioning(given))
+    if run.inversion is None:
+        return
     conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
     conds.pop(KEY_NEGATIVE, None)
     null_context.register(run.inversion, run.guider)

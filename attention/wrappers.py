@@ -16,7 +16,7 @@ from .families import family_of
 from .guidance import Network, left_early
 from .hooks import SiteHook
 from .moves import checked, move
-from .plan import KEY, SOURCES, Plan
+from .plan import KEY, KEY_SECOND, SOURCES, Plan
 from .run import Call, Phase, Run, savable
 from .source import add_conditionings, guided, prepare_source, source_conds
 
@@ -80,8 +80,7 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
             )
     null_context.check_guidance(plan, guider)
     run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
-    if plan.inversion is not None:
-        add_conditionings(run)
+    add_conditionings(run)
     for control in plan.controls:
         savable(lambda control=control: control.prepare(run))
     _log_plan(run, latent.shape[0])
@@ -91,12 +90,13 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
 def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
     """Rows that a single-evaluation sampler will send through the UNet: (source rows, target rows)."""
     calls = [s for s in run.sigmas[:-1] if s > 0]
-    source = 0
+    source = second = 0
     for sigma in calls:
         run.move_to(sigma)
+        second += batch if guided(run.guider) and run.mixer() is not None else 0
         if run.inversion is not None:
             source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
-    return source, len(calls) * batch * (2 if guided(run.guider) else 1)
+    return source, second + len(calls) * batch * (2 if guided(run.guider) else 1)
 
 
 def _log_plan(run: Run, batch: int) -> None:
@@ -218,10 +218,19 @@ def _calc_cond_batch(
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
     conds = [null_context.replaced(run, index, part) for index, part in enumerate(conds)]
-    if run.phase is not Phase.EDIT or run.packed_source is None:
+    if run.phase is not Phase.EDIT:
         return executor(model, conds, x_in, timestep, model_options)
-    sources = source_conds(run)
-    return executor(model, [*sources, *conds], x_in, timestep, model_options)[len(sources) :]
+    # A packed source comes first, so that it is never late; a second negative stands behind the guider's own.
+    sources = source_conds(run) if run.packed_source is not None else []
+    mixer = run.mixer() if len(conds) > 1 and conds[1] is not None else None
+    second = [[c for c in run.guider.conds[KEY_SECOND] if "area" not in c]] if mixer is not None else []
+    if not sources and not second:
+        return executor(model, conds, x_in, timestep, model_options)
+    out = executor(model, [*sources, *conds, *second], x_in, timestep, model_options)[len(sources) :]
+    if mixer is not None:
+        # The prediction is linear in the noise, so to mix the one is to mix the other.
+        out[1] = torch.lerp(out[-1], out[1], mixer.negative_share(run))
+    return out[: len(conds)]
 
 
 def _apply_model(
@@ -257,7 +266,8 @@ def _present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[in
     """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
     packed = run.packed_source is not None and run.phase is Phase.EDIT
     ahead = len(run.sources()) if packed else 0
-    return [1 if role in SOURCES else index - ahead for role, index in zip(roles, indices, strict=True)]
+    ours = (*SOURCES, KEY_SECOND)
+    return [1 if role in ours else index - ahead for role, index in zip(roles, indices, strict=True)]
 
 
 def _with_source(run: Run, call: Call, x: Tensor) -> Tensor:

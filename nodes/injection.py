@@ -10,7 +10,7 @@ from ..attention import engine
 from ..attention.fpe import FPE
 from ..attention.layers import RULES
 from ..attention.masactrl import MasaCtrl, WordMasks
-from ..attention.pnp import PnP
+from ..attention.pnp import SCHEDULES, PnP
 from .sockets import CATEGORY, EditMasksSocket, PromptSocket, inversion_input, model_input, model_output
 
 CUSTOM = "range below"
@@ -249,14 +249,39 @@ class PnPNode(io.ComfyNode):
                 inversion_input(),
                 share_input("attention_end", 0.5, "Share of the steps with the source's self-attention maps (tau_A)."),
                 share_input("feature_end", 0.8, "Share of the steps with the source's residual features (tau_f)."),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    default=SCHEDULES[0],
+                    tooltip="How the sampler's own negative prompt gives way to the one connected here: in equal "
+                    "steps, not at all, or soon.",
+                    advanced=True,
+                ),
+                share_input(
+                    "alpha", 1.0, "Of the sampler's negative: 1 for photographs, 0.75 for generated images.", True
+                ),
                 one_call_input(),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What the result shall not look like any more, such as the source's caption. Costs one "
+                    "row per step.",
+                ),
             ],
             outputs=[model_output()],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, inversion: Any, attention_end: float, feature_end: float, one_call: bool
+        cls,
+        model: Any,
+        inversion: Any,
+        attention_end: float,
+        feature_end: float,
+        schedule: str,
+        alpha: float,
+        one_call: bool,
+        negative: list[Any] | None = None,
     ) -> io.NodeOutput:
-        control = PnP(attention_end, feature_end)
+        control = PnP(attention_end, feature_end, negative, schedule, alpha)
         return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))

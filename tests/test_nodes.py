@@ -103,6 +103,15 @@ def test_defaults_are_allowed(name: str, info: dict[str, Any]) -> None:
         ("text to mask", "AttnEditMapMask"),
         ("heat map", "AttnEditMapViewer"),
         ("k-means", "AttnEditSelfMaps"),
+        ("free prompt editing", "AttnEditFPE"),
+        ("mutual self-attention", "AttnEditMasaCtrl"),
+        ("plug-and-play", "AttnEditPnP"),
+        ("prompt-to-prompt", "AttnEditP2P"),
+        ("word swap", "AttnEditP2P"),
+        ("local blend", "AttnEditLocalBlend"),
+        ("masafusion", "AttnEditEmbCtrl"),
+        ("generated image", "AttnEditRecordSource"),
+        ("xy plot", "AttnEditSweep"),
     ],
 )
 def test_is_found_by_what_people_search(words: str, name: str, info: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import edits
 import pytest
@@ -102,6 +103,38 @@ def test_evaluations(model, caplog):
         edits.run(model, edits.recorded(model, steps=5), PnP(0.2, 0.4))
     assert "plans 10 UNet evaluations (2 source, 8 target): Plug-and-Play" in caplog.text
     assert "Attention Edit: 10 UNet evaluations" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"), [("linear", 1.0, 0.0), ("constant", 0.75, 0.75), ("exponential", 1.0, 0.00248)]
+)
+def test_schedules_of_the_negative_prompt(model, schedule, first, last):
+    control = PnP(negative=tiny.prompt(8), schedule=schedule, alpha=0.75 if schedule == "constant" else 1.0)
+    shares = [control.negative_share(SimpleNamespace(step=step, steps=50)) for step in range(50)]
+    assert shares[0] == pytest.approx(first) and shares[-1] == pytest.approx(last, abs=1e-4)
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_second_negative_is_mixed_in(model, inversion, packed):
+    """At share 1 it changes nothing, at share 0 it is the negative prompt; it too gets the source's features."""
+
+    def edit(negative, alpha, own=3):
+        control = PnP(negative=negative, schedule="constant", alpha=alpha)
+        patched = engine.install(model, control, inversion, packed)
+        patched = engine.pin(patched, inversion, tuple(inversion.schedule))
+        return tiny.sample(patched, tiny.prompt(2), tiny.prompt(own), edits.run_start(), torch.tensor([14.6, 0.0]))
+
+    plain = edit(None, 1.0)
+    assert edits.difference(edit(tiny.prompt(8), 1.0), plain) < 1e-4
+    assert edits.difference(edit(tiny.prompt(8), 0.0), edit(None, 1.0, own=8)) < 1e-4
+    assert edits.difference(edit(tiny.prompt(8), 0.5), plain) > 1e-3
+
+
+def test_a_second_negative_costs_one_row_per_step(model):
+    control = PnP(negative=tiny.prompt(8))
+    assert edits.planned(model, edits.recorded(model), control) == (40, 98 + 49)
+    assert edits.planned(model, edits.recorded(model), control, cfg=1.0) == (40, 49)
 
 
 def test_one_source_for_a_batch_and_an_exact_background(model, inversion):

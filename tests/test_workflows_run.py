@@ -34,6 +34,8 @@ pytestmark = pytest.mark.server
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8")]
+INJECTIONS = ("embctrl", "fpe", "masactrl", "p2p-refine-reweight", "p2p-swap", "pnp")
+"""Edits that take no mask."""
 MARGIN = 16
 """Pixels around the changed mask that do not count: a latent cell changes as a whole, and the decoder mixes it into
 the next one. Cells are 8 pixels wide."""
@@ -97,6 +99,7 @@ def inversion_check(server: ComfyServer) -> Made:
 
 def test_all_workflows_are_run_here() -> None:
     others = {"attention-viewer", "fast-inversion", "inversion-check", "null-text-inversion", "two-regions"}
+    others |= {*INJECTIONS, "sweep"}
     assert {path.stem for path in FILES} == {path.stem for path in EDITS} | others
 
 
@@ -179,6 +182,42 @@ def test_a_proposed_mask_is_on_the_object_and_refined(server: ComfyServer) -> No
     assert float((proposed & true).sum() / true.sum()) > 0.5 and float(proposed.float().mean()) < 0.6
     assert made.images["Refined Masks"].shape[-1] > world.SIZE
     assert made.images["Heat"].shape == made.images["After"].shape
+
+
+@pytest.fixture(scope="module", params=INJECTIONS)
+def injection(request: pytest.FixtureRequest, server: ComfyServer) -> Made:
+    """A shipped edit that needs no mask, run once for all tests."""
+    return execute(server, request.param, prompt_of(server, request.param))
+
+
+def test_edits_without_a_mask(injection: Made) -> None:
+    """A picture of the source's size, neither the source itself nor a flat one."""
+    before, after = injection.images["Before"], injection.images["After"]
+    assert after.shape == before.shape == (1, 3, world.SIZE, world.SIZE)
+    assert metrics.psnr(after, before) < 35, "nothing was edited"
+    assert float(after.std()) > 0.02, "a flat picture"
+
+
+def test_edits_without_a_mask_act(injection: Made, server: ComfyServer) -> None:
+    """Without its edit node the workflow draws another picture."""
+    prompt = prompt_of(server, injection.name)
+    if injection.name == "embctrl":
+        plain = find_node(prompt, "Edit Prompt")
+        prompt[find_node(prompt, "KSampler")]["inputs"]["positive"] = [plain, 0]
+    else:
+        prompt[find_node(prompt, "AttnEditSetup")]["inputs"]["model"] = [find_node(prompt, "AttnEditDemoModel"), 0]
+    without = execute(server, injection.name, prompt).images["After"]
+    assert metrics.psnr(injection.images["After"], without) < 50
+
+
+def test_the_sweep_draws_one_picture_per_value(server: ComfyServer) -> None:
+    """Side by side with labels above; the first value (no steps) is not the last one."""
+    made = execute(server, "sweep", prompt_of(server, "sweep"))
+    after = made.images["After"]
+    count = len(made.prompt[find_node(made.prompt, "AttnEditSweep")]["inputs"]["values"].split(","))
+    assert after.shape[-1] == count * world.SIZE and after.shape[-2] > world.SIZE
+    panels = after[..., -world.SIZE :, :].split(world.SIZE, -1)
+    assert metrics.psnr(panels[0], panels[-1]) < 35
 
 
 def test_the_inversion_reconstructs(inversion_check: Made) -> None:
