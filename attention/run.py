@@ -60,10 +60,6 @@ class Call:
         return self._rows([i for i, role in enumerate(self.roles) if role not in SOURCES])
 
     @cached_property
-    def mixer(self) -> Control | None:
-        """The control whose second negative prompt runs at this step."""
-        return next((control for control in self.acting() if control.second_negative() is not None), None)
-
     def sources(self) -> tuple[tuple[str, int, Tensor], ...]:
         """The source's chunks: role, text tokens and indices of the rows."""
         chunks = zip(self.roles, self.lengths, strict=True)

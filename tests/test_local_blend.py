@@ -120,6 +120,6 @@ def test_the_first_blending_is_on_the_outcome_of_its_step(model):
             )
             return out
 
-    spy = Spy(CAT, DOG, ["cat"], ["dog"], start=0.2, threshold=0.9)
+    spy = Spy(CAT, DOG, ["cat"], ["dog"], start=0.2, threshold=1.0)
     edits.run(model, inversion, spy)
     assert steps == [(i, i >= 2, i > 2) for i in range(9)]
