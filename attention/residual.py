@@ -30,7 +30,7 @@ def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dic
         return out
     skip = layer.skip_connection(x)
     captured = call.run.captured.setdefault(("residual", block), {})
-    for role, _, rows in call.sources:
+    for role, _length, rows in call.sources:
         captured[role] = Features(out[rows], skip[rows], skip[rows])
     if len(call.target_rows):
         source = SourceRows([captured[KEY]] * len(call.target_roles), call.batch)
@@ -42,5 +42,5 @@ def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dic
     return out
 
 
-PATCH = (ResBlock, take_residual)
+PATCH: Any = (ResBlock, take_residual)
 """What the host's list takes: the kind of layer and the function."""

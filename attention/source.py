@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..inversion.record import Conditioning
 from . import null_context
-from .plan import KEY, KEY_NEGATIVE, KEY_SECOND
-from .run import Phase, Run, savable
+from .plan import KEY, KEY_NEGATIVE, KEY_SECOND, SOURCES
+from .run import Call, Phase, Run, savable
 
 _EDITS_OWN = ("control", "control_apply_to_uncond")
 """Options of a conditioning that belong to the edit and not to the source."""
@@ -131,3 +131,28 @@ def source_conds(run: Run) -> list[list[dict[str, Any]]]:
         [{k: v for k, v in cond.items() if k != "control"} for cond in run.guider.conds[role] if "area" not in cond]
         for role in run.sources()
     ]
+
+
+def present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int]:
+    """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
+    packed = run.packed_source is not None and run.phase is Phase.EDIT
+    ahead = len(run.sources()) if packed else 0
+    ours = (*SOURCES, KEY_SECOND)
+    return [1 if role in ours else index - ahead for role, index in zip(roles, indices, strict=True)]
+
+
+def with_source(run: Run, call: Call, x: Tensor) -> Tensor:
+    """The rows of a call with the packed source's latent in its rows, and its features ready for the target's."""
+    assert run.packed_source is not None and run.capture_now is not None
+    missing = set(run.sources()) - set(call.roles) - run.roles_captured
+    if len(call.target_rows) and missing:
+        # The host split the batch (memory, ControlNet) and the target came first.
+        run.capture_now()
+        run.roles_captured |= set(run.sources())
+    run.roles_captured |= set(run.sources()) & set(call.roles)
+    if not call.sources:
+        return x
+    x = x.clone()
+    for _, _, rows in call.sources:
+        x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
+    return x

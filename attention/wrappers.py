@@ -16,9 +16,9 @@ from .families import family_of
 from .guidance import Network, left_early
 from .hooks import SiteHook
 from .moves import checked, move
-from .plan import KEY, KEY_SECOND, SOURCES, Plan
+from .plan import KEY, KEY_SECOND, Plan
 from .run import Call, Phase, Run, savable
-from .source import add_conditionings, guided, prepare_source, source_conds
+from .source import add_conditionings, guided, prepare_source, present_as, source_conds, with_source
 
 log = logging.getLogger(__name__)
 
@@ -256,35 +256,10 @@ def _apply_model(
     found = [run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True)]
     roles, lengths = tuple(role for role, _ in found), tuple(length for _, length in found)
     call = Call(run, roles, len(x) // len(roles), x.device, lengths)
-    options = {**options, KEY: call, "cond_or_uncond": _present_as(run, roles, indices)}
+    options = {**options, KEY: call, "cond_or_uncond": present_as(run, roles, indices)}
     if run.packed_source is not None and run.phase is Phase.EDIT:
-        x = _with_source(run, call, x)
+        x = with_source(run, call, x)
     return left_early(run, x, lambda: executor(x, t, c_concat, c_crossattn, control, options, **kwargs))
-
-
-def _present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int]:
-    """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
-    packed = run.packed_source is not None and run.phase is Phase.EDIT
-    ahead = len(run.sources()) if packed else 0
-    ours = (*SOURCES, KEY_SECOND)
-    return [1 if role in ours else index - ahead for role, index in zip(roles, indices, strict=True)]
-
-
-def _with_source(run: Run, call: Call, x: Tensor) -> Tensor:
-    """The rows of a call with the packed source's latent in its rows, and its features ready for the target's."""
-    assert run.packed_source is not None and run.capture_now is not None
-    missing = set(run.sources()) - set(call.roles) - run.roles_captured
-    if len(call.target_rows) and missing:
-        # The host split the batch (memory, ControlNet) and the target came first.
-        run.capture_now()
-        run.roles_captured |= set(run.sources())
-    run.roles_captured |= set(run.sources()) & set(call.roles)
-    if not call.sources:
-        return x
-    x = x.clone()
-    for _, _, rows in call.sources:
-        x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
-    return x
 
 
 def _check_whole(run: Run, x: Tensor) -> None:
