@@ -211,7 +211,7 @@ def test_edits_without_a_mask_act(injection: Made, server: ComfyServer) -> None:
 
 
 def test_the_sweep_draws_one_picture_per_value(server: ComfyServer) -> None:
-    """Side by side with labels above; the first value (no steps) is not the last one."""
+    """Side by side with labels above; what the first value draws is not what the last one draws."""
     made = execute(server, "sweep", prompt_of(server, "sweep"))
     after = made.images["After"]
     count = len(made.prompt[find_node(made.prompt, "AttnEditSweep")]["inputs"]["values"].split(","))
