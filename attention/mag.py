@@ -101,7 +101,7 @@ class MAG(Control):
         scale: s; the update of the latent z is s sigma times the gradient.
         iterations: updates per step, MAX_IT.
         start, end: share of the steps between which it acts (the first 25 of 50).
-        gain: leave a step's iterations when one lowers the loss by less than this share; 0 never does.
+        gain: leave a step's iterations when one raises the share of attention by less than this part of it; 0 never.
         detail: side of the latent divided by the side of the maps that are read (4: 16 x 16 at 512 pixels).
         negative: words to go away from.
         blend: share of the steps after which the source's latent is kept outside the mask.
@@ -231,7 +231,7 @@ def _guided(parts: list[MAG], run: Run, x: Tensor, network: Network) -> Tensor:
     inside = run.once(("mag", *parts, x.device), lambda: union(parts, tuple(x.shape)).to(x.device))
     shares = dict(zip(parts, normalised([p.weight for p in parts]), strict=True))
     length = run.sigma * (1 + run.sigma**2)
-    waiting, last = parts, dict.fromkeys(parts, float("inf"))
+    waiting, last = parts, dict.fromkeys(parts, 0.0)
     with network.slopes(layers, any(p.checkpointing for p in parts)) as slope:
         latent = plain(x)
         for iteration in range(max(p.iterations for p in parts)):
@@ -240,8 +240,8 @@ def _guided(parts: list[MAG], run: Run, x: Tensor, network: Network) -> Tensor:
             def loss(maps: Maps, iteration: int = iteration) -> Tensor | None:
                 nonlocal waiting
                 losses = {p: _recorded(p, run, maps, iteration) for p in waiting}
-                waiting = [p for p in waiting if not _settled(p, last[p], losses[p].item())]
-                last.update({p: losses[p].item() for p in waiting})
+                waiting = [p for p in waiting if not _settled(p, last[p])]
+                last.update({p: p.curve.points[-1].ratio for p in waiting})
                 return sum((shares[p] * p.scale * losses[p] for p in waiting), torch.zeros(())) if waiting else None
 
             found = slope(latent, loss) if waiting else None
@@ -271,9 +271,13 @@ def _away(part: MAG, negative: Negative, run: Run, latent: Tensor, slope: Slope)
     return negative.weight * found
 
 
-def _settled(part: MAG, before: float, now: float) -> bool:
-    """Whether an iteration has brought too little for another one."""
-    return part.gain > 0 and before - now < part.gain * abs(before)
+def _settled(part: MAG, before: float) -> bool:
+    """Whether the last update has raised the words' share of attention too little for another one.
+
+    The share tells, not the loss: of a share of a few per cent, (1 - r)^2 hardly moves.
+    """
+    now = part.curve.points[-1].ratio
+    return part.gain > 0 and before > 0 and now - before < part.gain * before
 
 
 def _check_slope(slope: Tensor, inside: Tensor, parts: list[MAG]) -> None:

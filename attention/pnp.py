@@ -40,6 +40,7 @@ class PnP(Control):
     schedule: str = "linear"
     alpha: float = 1.0
     name = "Plug-and-Play"
+    guidable = True
 
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
         """From the residual block's own place to the end: layers 8 to 15 of SD1.x ("decoder layers 4 to 11")."""

@@ -10,6 +10,7 @@ from .generated import RecordSourceNode
 from .injection import FPENode, MasaCtrlNode, PnPNode
 from .inversion import InvertNode, LoadInversionNode, ReconstructNode, SaveInversionNode
 from .inversion_methods import DirectNode, FixedPointNode, NegativePromptNode, NullTextNode
+from .mag import GuidanceCurveNode, MAGNode
 from .map_views import MapViewerNode, SelfMapsNode
 from .maps import MapMaskNode, RecordMapsNode
 from .masks import CompositeNode, DiffMaskNode, RefinedMasksNode, RefineMaskNode
@@ -38,6 +39,8 @@ NODES: list[type[io.ComfyNode]] = [
     P2PNode,
     LocalBlendNode,
     PnPNode,
+    MAGNode,
+    GuidanceCurveNode,
     ExactBackgroundNode,
     CompositeNode,
     RefineMaskNode,

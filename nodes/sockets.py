@@ -10,6 +10,7 @@ RegionsSocket = io.Custom("AEDIT_REGIONS")
 RefinedSocket = io.Custom("AEDIT_REFINED")
 PromptSocket = io.Custom("AEDIT_PROMPT")
 MapsSocket = io.Custom("AEDIT_MAPS")
+CurveSocket = io.Custom("AEDIT_CURVE")
 CATEGORY = "attention edit"
 
 

@@ -18,6 +18,7 @@ from attention_edit.attention.guidance import FORWARD, work
 from attention_edit.attention.mag import MAG, drawn
 from attention_edit.attention.mag_install import EARLY, PRESETS, PUBLISHED, add_guidance
 from attention_edit.attention.plan import plan_of
+from attention_edit.attention.pnp import PnP
 from mag_runs import STUB, asked, guided, part, slope_of
 
 # What stands underneath, and what does not go.
@@ -36,6 +37,15 @@ def test_goes_with_cpam_and_the_source_runs_once_per_step(model, inversion, capl
     steps = len(inversion.sigmas) - 1
     assert caplog.text.count(f"Attention Edit: {3 * steps} UNet evaluations") == 2
     assert "plans up to 6 iterations in 2 steps, worth 6 UNet evaluations" in caplog.text
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_goes_with_plug_and_play(model, inversion, checkpointing):
+    """The source's residual features are constants of the pass too."""
+    one = part(iterations=2, scale=50.0, checkpointing=checkpointing)
+    out = guided(model, inversion, one, under=[PnP()])
+    assert edits.difference(out, edits.run(model, inversion, PnP())) > 1e-4
+    assert one.curve.worked()
 
 
 def test_other_methods_are_refused_with_the_reason(model, inversion):

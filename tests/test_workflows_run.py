@@ -99,7 +99,7 @@ def inversion_check(server: ComfyServer) -> Made:
 
 def test_all_workflows_are_run_here() -> None:
     others = {"attention-viewer", "fast-inversion", "inversion-check", "null-text-inversion", "two-regions"}
-    others |= {*INJECTIONS, "sweep"}
+    others |= {*INJECTIONS, "mag-edit", "sweep"}
     assert {path.stem for path in FILES} == {path.stem for path in EDITS} | others
 
 
