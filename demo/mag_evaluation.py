@@ -184,7 +184,10 @@ def edit(setup: Setup, task: Local, index: int, recipe: Recipe) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """One recipe on one task: share of edits that are there, dB to the source outside, dB to the truth, and cost."""
+    """One recipe on one task: share of edits that are there, dB to the source outside, dB to the truth, and cost.
+
+    Rows are those that enter the UNet: an iteration's row counts one, though it is left early and then comes back.
+    """
 
     task: str
     method: str
