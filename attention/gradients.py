@@ -73,8 +73,7 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
     with torch.inference_mode(False):
         frozen = _freeze(model.diffusion_model, device, dtype)
         try:
-            # ControlNets' residuals are added in place, to tensors that the layers before have saved.
-            with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+            with torch.enable_grad():
                 yield _options(options, checkpointing)
         finally:
             for parameter in frozen:
@@ -179,11 +178,13 @@ def _options(options: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
     """
     transformer = dict(options.get("transformer_options", {}))
     transformer["optimized_attention_override"] = _attention
+    patches = dict(transformer.get("patches", {}))
+    name = "input_block_patch_after_skip"
+    patches[name] = [*patches.get(name, []), _apart_from_skip]
     if checkpointing:
-        patches = dict(transformer.get("patches", {}))
         name = "forward_timestep_embed_patch"
         patches[name] = [*patches.get(name, []), (SpatialTransformer, _checkpointed), (ResBlock, _checkpointed)]
-        transformer["patches"] = patches
+    transformer["patches"] = patches
     return {key: value for key, value in options.items() if key != "multigpu_clones"} | {
         "transformer_options": transformer
     }
@@ -191,6 +192,14 @@ def _options(options: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
 
 def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attention_pytorch(*args, **kwargs)
+
+
+def _apart_from_skip(h: Tensor, _: Any) -> Tensor:
+    """The host's input_block_patch_after_skip: what goes on down, apart from what the skip keeps.
+
+    ControlNets' residuals are added to the skip in place, and the next block has saved what it was given.
+    """
+    return h.clone()
 
 
 def _checkpointed(
