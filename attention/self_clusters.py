@@ -83,13 +83,26 @@ def regions(
     return found
 
 
-def numbers(text: str, count: int) -> list[int]:
-    """Region numbers from 0 of a text such as "1, 3", which counts from 1.
+def numbers(text: str, count: int, words: Sequence[str | None] = ()) -> list[int]:
+    """Region numbers from 0 of a text such as "1, 3", which counts from 1, or of words that regions go with.
+
+    Args:
+        words: the word of each region, as `Regions.words`.
 
     Raises:
-        ValueError: something else than numbers of regions.
+        ValueError: neither a number nor a word of a region.
     """
-    parts = text.replace(",", " ").split()
-    if not all(part.isdecimal() and 1 <= int(part) <= count for part in parts):
-        raise ValueError(f"Regions are chosen by numbers from 1 to {count}, such as '1, 3'; {text!r} was given.")
-    return [int(part) - 1 for part in parts]
+    found: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        pieces = part.split()
+        if part in words:
+            found += [number for number, word in enumerate(words) if word == part]
+        elif all(piece.isdecimal() and 1 <= int(piece) <= count for piece in pieces):
+            found += [int(piece) - 1 for piece in pieces]
+        else:
+            present = ", ".join(dict.fromkeys(repr(word) for word in words if word is not None)) or "none"
+            raise ValueError(
+                f"Regions are chosen by numbers from 1 to {count}, such as '1, 3', or by a word that a region goes "
+                f"with (here: {present}); {part!r} was given."
+            )
+    return found

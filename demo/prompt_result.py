@@ -90,6 +90,10 @@ def _ancestors(prompt: Mapping[str, Any], outputs: Sequence[str]) -> set[str]:
     return found
 
 
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
+"""The host's messages that come last of a prompt."""
+
+
 class ProgressWatcher:
     """Listens to the websocket in a thread and hands on `progress_state` messages."""
 
@@ -98,12 +102,14 @@ class ProgressWatcher:
         self._handler = handler
         self._ready = threading.Event()
         self._closed = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
         self._ready.wait(10)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, but not before what the server sent up to the prompt's end has been read."""
+        self._ended.wait(2)
         self._closed.set()
         self._thread.join(5)
 
@@ -116,6 +122,7 @@ class ProgressWatcher:
             print(f"[attention-edit] no progress lines: {error}", file=sys.stderr, flush=True)
         finally:
             self._ready.set()
+            self._ended.set()
 
     async def _listen(self) -> None:
         import aiohttp
@@ -137,6 +144,8 @@ class ProgressWatcher:
                     self._hand_on(json.loads(message.data))
 
     def _hand_on(self, message: Mapping[str, Any]) -> None:
+        if message["type"] in ENDS:
+            self._ended.set()
         if message["type"] != "progress_state":
             return
         for node_id, state in message["data"]["nodes"].items():

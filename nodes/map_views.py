@@ -106,7 +106,8 @@ class SelfMapsNode(io.ComfyNode):
                 io.String.Input(
                     "chosen",
                     default="1",
-                    tooltip="Numbers of the regions that the mask selects, separated by commas; 1 is the largest.",
+                    tooltip="Regions that the mask selects, separated by commas: numbers, 1 is the largest, or words "
+                    "of those above.",
                 ),
                 io.Int.Input(
                     "clustering_seed", default=1, min=0, max=0xFFFFFFFF, tooltip="Of its random starts.", advanced=True
@@ -140,10 +141,11 @@ class SelfMapsNode(io.ComfyNode):
         found = named(maps.prompt, words) if phrases(words) else {}
         regions = self_clusters.regions(maps.recording, clusters, found, least_agreement, clustering_seed)
         picture = torch.stack([region.picture() for region in regions])
+        selected = [region.mask(self_clusters.numbers(chosen, clusters, region.words)) for region in regions]
         return io.NodeOutput(
             picture,
             torch.stack([region.components() for region in regions]),
-            torch.stack([region.mask(self_clusters.numbers(chosen, clusters)) for region in regions]).float(),
+            torch.stack(selected).float(),
             torch.stack([region.background() for region in regions]).float(),
             "\n\n".join(region.report() for region in regions),
             ui=ui.PreviewImage(picture, cls=cls),

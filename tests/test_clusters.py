@@ -112,6 +112,14 @@ def test_regions_without_words() -> None:
         self_clusters.regions(Recording((), {}, {}, (8, 8)), 3, {})
 
 
+def test_regions_are_chosen_by_their_words() -> None:
+    words = ("red square", None, "cross", "cross")
+    assert self_clusters.numbers("cross, 1", 4, words) == [2, 3, 0]
+    assert self_clusters.numbers("red square", 4, words) == [0]
+    with pytest.raises(ValueError, match=r"'red square', 'cross'.*'circle' was given"):
+        self_clusters.numbers("circle", 4, words)
+
+
 def test_numbers() -> None:
     assert self_clusters.numbers("1, 3 5", 5) == [0, 2, 4]
     assert self_clusters.numbers("", 5) == []
