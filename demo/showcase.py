@@ -167,7 +167,8 @@ def write_thumbnails(runs: list[Run]) -> None:
     """The template browser's pictures, and the README's, from real results."""
     for made in runs:
         # A workflow that edits no picture starts from a mask.
-        picture = sheets.thumbnail(made.images.get("before", made.images["mask"]), made.images["after"])
+        before = made.images["before" if "before" in made.images else "mask"]
+        picture = sheets.thumbnail(before, made.images["after"])
         picture.save(WORKFLOWS / f"{made.name}.jpg", quality=90)
         say(f"wrote workflows/{made.name}.jpg")
     edits = [made for made in runs if "truth" in made.images]
