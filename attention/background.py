@@ -5,6 +5,7 @@ The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any samp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,12 +18,17 @@ from .masks import check_aspect, for_batch, resize
 from .run import Run
 
 
-class SourceOutside(Control):
+def keep_source(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    """z = M z + (1 - M) z*: latents (B, C, h, w), of which the mask (B, 1, h, w) leaves the source where it is 0."""
+    return torch.lerp(source.to(x).expand_as(x), x, mask)
+
+
+class SourceOutside(Control, ABC):
     """Blends the source in outside a mask, at every step of any sampler: what `mask` says is the method's own."""
 
+    @abstractmethod
     def mask(self, run: Run, like: Tensor) -> Tensor | None:
         """(B, 1, h, w) in 0..1 as `like`: 1 where the image may change. None leaves all of it as it is."""
-        raise NotImplementedError
 
     def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         """The network sees the source's latent outside the mask."""
@@ -40,7 +46,7 @@ class SourceOutside(Control):
         mask = self.mask(run, x)
         if mask is None or run.inversion is None:
             return x
-        return torch.lerp(source(run.inversion).to(x).expand_as(x), x, mask)
+        return keep_source(x, source(run.inversion), mask)
 
 
 @dataclass(frozen=True, eq=False)

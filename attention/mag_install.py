@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..inversion.record import Inversion
 from . import engine
+from .background import keep_source
 from .control import Control
 from .gradients import for_gradients
 from .guidance import Network
@@ -77,9 +77,9 @@ class MAGBlend(Control):
         if run.step == run.kept[self, "first"]:
             return x
         assert run.inversion is not None
-        return torch.lerp(run.inversion.at(run.sigma).to(x).expand_as(x), x, self._free(run, x))
+        return keep_source(x, run.inversion.at(run.sigma), self._free(run, x))
 
     def result(self, run: Run, latent: Tensor) -> Tensor:
         """The image's own latent outside."""
         assert run.inversion is not None
-        return torch.lerp(run.inversion.latents[0].to(latent).expand_as(latent), latent, self._free(run, latent))
+        return keep_source(latent, run.inversion.latents[0], self._free(run, latent))

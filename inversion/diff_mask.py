@@ -10,15 +10,14 @@ from typing import Any
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.families import family_of
-from ..attention.plan import plan_of
+from .guided import run_sampler
 from .record import Conditioning
+from .run import check_latent, check_unedited
 
 log = logging.getLogger(__name__)
 
@@ -116,18 +115,9 @@ def diff_mask(  # noqa: PLR0913
     Raises:
         ValueError: edits on the model, an unknown family, a strength out of range, or prompts that do not differ.
     """
-    if plan_of(model).controls:
-        raise ValueError(
-            "The model connected to Difference Mask already carries edits. Connect the model from before the edit "
-            "nodes."
-        )
+    check_unedited(model, passive=True, place="Difference Mask")
     family_of(model)
-    samples = latent["samples"]
-    if samples.ndim != 4:
-        raise ValueError(
-            f"Difference Mask needs the latent of an SD image, shape (B, 4, h, w), not {tuple(samples.shape)}. Connect "
-            "VAE Encode with this model's own VAE."
-        )
+    samples = check_latent(latent, "Difference Mask")
     if not 0 < strength < 1:
         raise ValueError(f"Difference Mask's strength must be above 0 and below 1, not {strength:g}.")
     log.info("Difference Mask plans %d UNet evaluations", 2 * maps * len(samples))
@@ -135,15 +125,7 @@ def diff_mask(  # noqa: PLR0913
     noises = _Noises(lambda number: comfy.sample.prepare_noise(samples, seed + number), maps)
     guider = _Difference(model)
     guider.set_prompts(target, reference)
-    guider.sample(
-        torch.zeros_like(samples),
-        samples,
-        noises,
-        torch.tensor([sigma, 0.0]),
-        callback=latent_preview.prepare_callback(model, maps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
+    run_sampler(guider, noises, samples, [sigma, 0.0], steps=maps, seed=seed)
     heat = heat_of(noises.mean.float().cpu(), clamp)
     size = (samples.shape[-2] * CELL, samples.shape[-1] * CELL)
     heat = F.interpolate(heat[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -158,8 +140,8 @@ def heat_of(difference: Tensor, clamp: float) -> Tensor:
     """
     if not torch.isfinite(difference).all():
         raise ValueError(
-            "Difference Mask found values that are not finite; most often a half-precision VAE made them. Encode the "
-            "image with another VAE, or start ComfyUI with --fp32-vae."
+            "Difference Mask's predictions are not finite; the model overflows in half precision. Start ComfyUI with "
+            "--force-fp32, or load another checkpoint."
         )
     if (difference.amax((1, 2)) == 0).any():
         raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..attention.families import family_of
 from .cost import measured
 from .ddim import Predict, alpha_of, ddim_step, to_eps
-from .guided import Walker, run_sampler
+from .guided import Walker, cfg_guider, run_sampler
 from .record import Conditioning, Inversion
 from .run import check_unedited, prediction_of
 
@@ -79,7 +79,8 @@ def direct_inversion(
     walker = Walker(walk, inversion.prediction, inversion.null_at)
     with measured(model) as (counted, cost):
         start = model.get_model_object("latent_format").process_out(inversion.latents[-1])
-        run_sampler(counted, walker, start, inversion.schedule, (inversion.conditioning, negative, guidance))
+        guider = cfg_guider(counted, inversion.conditioning, negative, guidance)
+        run_sampler(guider, walker, start, inversion.schedule)
     log.info("Direct inversion: %s", cost.describe())
     visited = torch.stack([z.float().cpu() for z in reversed(walker.visited[:-1])])
     method = f"{inversion.method} + direct inversion, scale {scale:g}, every {every}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..attention.families import family_of
 from .cost import Cost, measured
 from .ddim import Predict, alpha_of, ddim_step, to_eps
-from .guided import Walker, run_sampler
+from .guided import Walker, cfg_guider, run_sampler
 from .record import Conditioning, Inversion
 from .run import check_unedited, prediction_of
 
@@ -140,7 +140,8 @@ def fixed_point_inversion(
     walker = Walker(walk, inversion.prediction, inversion.null_at)
     with measured(model) as (counted, cost):
         start = model.get_model_object("latent_format").process_out(inversion.latents[0])
-        run_sampler(counted, walker, start, list(inversion.sigmas), (inversion.conditioning, negative, guidance))
+        guider = cfg_guider(counted, inversion.conditioning, negative, guidance)
+        run_sampler(guider, walker, start, list(inversion.sigmas))
     log.info("Fixed-point inversion: %s", cost.describe())
     later = torch.stack([z.float().cpu() for z in walker.visited[1:]])
     residuals = tuple(min(step.residual) for step in reversed(steps))

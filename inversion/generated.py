@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from ..attention.families import family_of
-from ..attention.plan import plan_of
 from .ddim import Predict, sample
 from .record import Conditioning, Inversion
-from .run import check_latent, prediction_of, run_walk
+from .run import check_latent, check_unedited, prediction_of, run_walk
 from .schedule import levels
 
 log = logging.getLogger(__name__)
@@ -45,11 +44,7 @@ def record_source(
     Raises:
         ValueError: edits on the model, an unknown family or prediction, or a broken latent.
     """
-    if plan_of(model).edits:
-        raise ValueError(
-            "The model connected to Source from Prompt already carries edits. Connect the model from before the edit "
-            "nodes (with its LoRAs), and give the inversion to the edit nodes."
-        )
+    check_unedited(model, passive=True, place="Source from Prompt")
     family, kind, samples = family_of(model), prediction_of(model), check_latent(latent)
     sigmas = levels(model.get_model_object("model_sampling"), steps, offset)
     rows = len(samples) * (1 if guidance == 1.0 else 2)

@@ -79,26 +79,36 @@ class Walker(comfy.samplers.Sampler):
         return self.visited[-1]
 
 
+def cfg_guider(model: Any, positive: Any, negative: Any, guidance: float) -> comfy.samplers.CFGGuider:
+    """The host's guider for positive and negative CONDITIONING (None: the positive one) at a guidance scale."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative if negative is not None else positive)
+    guider.set_cfg(guidance)
+    return guider
+
+
 def run_sampler(
-    model: Any, sampler: comfy.samplers.Sampler, start: Tensor, sigmas: list[float], conds: tuple[Any, Any, float]
+    guider: comfy.samplers.CFGGuider,
+    sampler: comfy.samplers.Sampler,
+    start: Tensor,
+    sigmas: list[float],
+    steps: int | None = None,
+    seed: int = 0,
 ) -> None:
-    """Run a sampler of ours under the host's guider.
+    """Run a sampler of ours under a guider, with the host's progress bar and preview.
 
     Args:
         start: (B, C, h, w) as a LATENT socket carries it.
         sigmas: the levels, in the order of the walk.
-        conds: positive and negative CONDITIONING (None: the positive one), and the guidance scale.
+        steps: of the progress bar; one per level after the first if None.
+        seed: what the host seeds the run with.
     """
-    positive, negative, guidance = conds
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative if negative is not None else positive)
-    guider.set_cfg(guidance)
     guider.sample(
         torch.zeros_like(start),
         start,
         sampler,
         torch.tensor(sigmas),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        callback=latent_preview.prepare_callback(guider.model_patcher, steps or len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=0,
+        seed=seed,
     )

@@ -22,7 +22,7 @@ from ..attention.null_context import with_states
 from ..attention.source import source_conditioning
 from .cost import Cost, measured
 from .ddim import alpha_of, ddim_step, to_eps
-from .guided import raw_prediction, run_sampler
+from .guided import cfg_guider, raw_prediction, run_sampler
 from .record import Conditioning, Inversion
 from .run import check_unedited, prediction_of, relative_errors
 
@@ -282,7 +282,8 @@ def null_text_inversion(
     start = model.get_model_object("latent_format").process_out(inversion.latents[-1])
     with measured(for_gradients(model, settings.checkpointing)) as (counted, cost):
         optimiser = _Optimiser(inversion, states.expand(batch, -1, -1), settings, cost)
-        run_sampler(counted, optimiser, start, inversion.schedule, (positive, negative, settings.guidance))
+        guider = cfg_guider(counted, positive, negative, settings.guidance)
+        run_sampler(guider, optimiser, start, inversion.schedule)
     log.info("Null-text inversion: %s", cost.describe())
     visited = [inversion.latents[-1], *(step.z for step in optimiser.steps)]
     found = replace(

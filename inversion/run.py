@@ -14,7 +14,7 @@ from ..attention.families import family_of
 from ..attention.plan import plan_of
 from .cost import Cost, measured
 from .ddim import Predict, invert, sample
-from .guided import Walk, Walker, run_sampler
+from .guided import Walk, Walker, cfg_guider, run_sampler
 from .record import Conditioning, Inversion
 from .schedule import levels
 
@@ -37,8 +37,8 @@ def prediction_of(model: Any) -> str:
     )
 
 
-def check_latent(latent: dict[str, Any]) -> Tensor:
-    """The samples of a LATENT, checked.
+def check_latent(latent: dict[str, Any], place: str = "Inversion") -> Tensor:
+    """The samples of a LATENT, checked; `place` is what it is connected to, for the error.
 
     Raises:
         ValueError: not a (B, 4, h, w) latent, or it holds NaN or infinity.
@@ -46,7 +46,7 @@ def check_latent(latent: dict[str, Any]) -> Tensor:
     samples = latent["samples"]
     if samples.ndim != 4 or samples.shape[1] != 4:
         raise ValueError(
-            f"Inversion needs the latent of an SD image, shape (B, 4, h, w), not {tuple(samples.shape)}. "
+            f"{place} needs the latent of an SD image, shape (B, 4, h, w), not {tuple(samples.shape)}. "
             "Connect VAE Encode with this model's own VAE."
         )
     if not torch.isfinite(samples).all():
@@ -57,16 +57,17 @@ def check_latent(latent: dict[str, Any]) -> Tensor:
     return samples
 
 
-def check_unedited(model: Any, passive: bool = False) -> None:
-    """Raise ValueError if a host MODEL carries edits, which would become part of the inversion.
+def check_unedited(model: Any, passive: bool = False, place: str = "the inversion") -> None:
+    """Raise ValueError if a host MODEL carries edits, which would become part of what is measured.
 
     Args:
         passive: whether controls that only record may be on it.
+        place: what the model is connected to, for the error.
     """
     plan = plan_of(model)
     if plan.edits or (plan.controls and not passive):
         raise ValueError(
-            "The model connected to the inversion already carries edits. Connect the model from before the edit "
+            f"The model connected to {place} already carries edits. Connect the model from before the edit "
             "nodes (with its LoRAs), and give the inversion to the edit nodes."
         )
 
@@ -76,7 +77,7 @@ def run_walk(
 ) -> list[Tensor]:
     """Walk with the model under a guider; start (B, C, h, w) as a LATENT socket carries it."""
     walker = Walker(walk, prediction_of(model))
-    run_sampler(model, walker, start, sigmas, (positive, negative, guidance))
+    run_sampler(cfg_guider(model, positive, negative, guidance), walker, start, sigmas)
     return walker.visited
 
 
@@ -105,7 +106,7 @@ def ddim_inversion(
 
     walker = Walker(walk, kind)
     with measured(model) as (counted, cost):
-        run_sampler(counted, walker, samples, sigmas, (conditioning, None, 1.0))
+        run_sampler(cfg_guider(counted, conditioning, None, 1.0), walker, samples, sigmas)
     log.info("DDIM inversion: %s", cost.describe())
     return Inversion(
         latents=torch.stack(walker.visited),
@@ -161,6 +162,6 @@ def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Con
     walker = Walker(walk, kind, inversion.null_at)
     with measured(model) as (counted, cost):
         start = latent_format.process_out(inversion.latents[-1])
-        run_sampler(counted, walker, start, sigmas, (inversion.conditioning, negative, guidance))
+        run_sampler(cfg_guider(counted, inversion.conditioning, negative, guidance), walker, start, sigmas)
     latent = latent_format.process_out(walker.visited[-1])
     return Reconstruction(latent, relative_errors(walker.visited, inversion), cost)

@@ -12,7 +12,15 @@ from ..attention.background import ExactBackground
 from ..attention.cpam import CPAM, KEY_MASKS
 from ..attention.edit_masks import TASKS, edit_masks
 from ..attention.masks import RULES
-from .sockets import CATEGORY, EditMasksSocket, inversion_input, model_input, model_output
+from .sockets import (
+    CATEGORY,
+    EditMasksSocket,
+    fraction_input,
+    inversion_input,
+    model_input,
+    model_output,
+    one_call_input,
+)
 
 
 class EditMasksNode(io.ComfyNode):
@@ -41,13 +49,10 @@ class EditMasksNode(io.ComfyNode):
                     "pose and shape may change. Change the background: everything but the object. Remove: the prompt "
                     "is not used. Add, edit a part: the prompt fills exactly the region that you drew.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "dilation",
-                    default=0.1,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Grows the mask, as a share of the object's size. Raise it when the new shape is larger, "
+                    0.1,
+                    "Grows the mask, as a share of the object's size. Raise it when the new shape is larger, "
                     "or when a removed object leaves an edge or a shadow. Not used to add an object or edit a part.",
                 ),
                 io.Boolean.Input("invert", default=False, tooltip="The mask selects what is not the object."),
@@ -93,24 +98,17 @@ class CPAMNode(io.ComfyNode):
                     default=True,
                     tooltip="Show the prompt only to pixels inside the target mask (localized extraction).",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "normal_share",
-                    default=0.1,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of layers that, at random in every step, keep normal self-attention. The paper "
+                    0.1,
+                    "Share of layers that, at random in every step, keep normal self-attention. The paper "
                     "has 0.1, its released code 0; lower keeps the background better.",
                     advanced=True,
                 ),
-                io.Float.Input(
+                fraction_input(
                     "retain_start",
-                    default=0.06,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps before the object's look is kept (3 of 50). Later lets its shape "
-                    "change more.",
+                    0.06,
+                    "Share of the steps before the object's look is kept (3 of 50). Later lets its shape change more.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -138,22 +136,8 @@ class CPAMNode(io.ComfyNode):
                     "cell.",
                     advanced=True,
                 ),
-                io.Float.Input(
-                    "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps after which CPAM stops acting.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "one_call",
-                    default=False,
-                    tooltip="Run the source in the same UNet call as the edit: a little faster on a GPU, needs more "
-                    "memory, same result up to rounding.",
-                    advanced=True,
-                ),
+                fraction_input("end", 1.0, "Share of the steps after which CPAM stops acting.", advanced=True),
+                one_call_input(),
             ],
             outputs=[model_output()],
         )
@@ -194,13 +178,10 @@ class ExactBackgroundNode(io.ComfyNode):
                 model_input(),
                 inversion_input(),
                 EditMasksSocket.Input("masks", tooltip="What may change, from Edit Masks."),
-                io.Float.Input(
+                fraction_input(
                     "start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps after which blending begins. 0 from the start; MAG-Edit 0.7, "
+                    0.0,
+                    "Share of the steps after which blending begins. 0 from the start; MAG-Edit 0.7, "
                     "Prompt-to-Prompt 0.2.",
                 ),
             ],

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..inversion.generated import record_source
 from ..inversion.schedule import OFFSETS
-from .sockets import CATEGORY, InversionSocket
+from .sockets import CATEGORY, InversionSocket, guidance_input
 
 
 class RecordSourceNode(io.ComfyNode):
@@ -30,9 +30,7 @@ class RecordSourceNode(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
                 io.Latent.Input("latent", tooltip="Empty Latent Image: only its size and batch are used."),
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="DDIM steps, which the edit will use too."),
-                io.Float.Input(
-                    "guidance", default=7.5, min=1.0, max=30.0, step=0.5, tooltip="Guidance scale of the source."
-                ),
+                guidance_input(7.5, "Guidance scale of the source."),
                 io.Int.Input(
                     "seed",
                     default=0,

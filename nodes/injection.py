@@ -11,25 +11,18 @@ from ..attention.fpe import FPE
 from ..attention.layers import RULES
 from ..attention.masactrl import MasaCtrl, WordMasks
 from ..attention.pnp import SCHEDULES, PnP
-from .sockets import CATEGORY, EditMasksSocket, PromptSocket, inversion_input, model_input, model_output
+from .sockets import (
+    CATEGORY,
+    EditMasksSocket,
+    PromptSocket,
+    fraction_input,
+    inversion_input,
+    model_input,
+    model_output,
+    one_call_input,
+)
 
 CUSTOM = "range below"
-
-
-def one_call_input() -> io.Input:
-    """Whether the source is packed into the edit's call."""
-    return io.Boolean.Input(
-        "one_call",
-        default=False,
-        tooltip="Run the source in the same UNet call as the edit: a little faster on a GPU, needs more memory, same "
-        "result up to rounding.",
-        advanced=True,
-    )
-
-
-def share_input(name: str, default: float, tooltip: str, advanced: bool = False) -> io.Input:
-    """A share of the steps."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=advanced)
 
 
 def layers_inputs() -> list[io.Input]:
@@ -68,7 +61,7 @@ class FPENode(io.ComfyNode):
             inputs=[
                 model_input(),
                 inversion_input(),
-                share_input(
+                fraction_input(
                     "end", 0.8, "Share of the steps whose maps are the source's. Less lets shapes change more."
                 ),
                 *layers_inputs(),
@@ -120,7 +113,7 @@ class MasaCtrlNode(io.ComfyNode):
             inputs=[
                 model_input(),
                 inversion_input(),
-                share_input(
+                fraction_input(
                     "start",
                     0.08,
                     "Share of the steps before it begins (4 of 50). Later lets the layout change more, and keeps less "
@@ -134,7 +127,7 @@ class MasaCtrlNode(io.ComfyNode):
                     tooltip="First layer that reads the source; -1 takes 10 of 16 for SD1.x and SD2.x, 44 of 70 for "
                     "SDXL. Lower keeps more of the source, its layout too.",
                 ),
-                share_input("end", 1.0, "Share of the steps after which it stops.", advanced=True),
+                fraction_input("end", 1.0, "Share of the steps after which it stops.", advanced=True),
                 io.Boolean.Input(
                     "union",
                     default=False,
@@ -142,15 +135,7 @@ class MasaCtrlNode(io.ComfyNode):
                     "a look of their own.",
                     advanced=True,
                 ),
-                io.Float.Input(
-                    "threshold",
-                    default=0.1,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Of masks from words: higher makes them smaller.",
-                    advanced=True,
-                ),
+                fraction_input("threshold", 0.1, "Of masks from words: higher makes them smaller.", advanced=True),
                 one_call_input(),
                 EditMasksSocket.Input(
                     "masks",
@@ -247,8 +232,10 @@ class PnPNode(io.ComfyNode):
             inputs=[
                 model_input(),
                 inversion_input(),
-                share_input("attention_end", 0.5, "Share of the steps with the source's self-attention maps (tau_A)."),
-                share_input("feature_end", 0.8, "Share of the steps with the source's residual features (tau_f)."),
+                fraction_input(
+                    "attention_end", 0.5, "Share of the steps with the source's self-attention maps (tau_A)."
+                ),
+                fraction_input("feature_end", 0.8, "Share of the steps with the source's residual features (tau_f)."),
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),
@@ -257,7 +244,7 @@ class PnPNode(io.ComfyNode):
                     "steps, not at all, or soon.",
                     advanced=True,
                 ),
-                share_input(
+                fraction_input(
                     "alpha", 1.0, "Of the sampler's negative: 1 for photographs, 0.75 for generated images.", True
                 ),
                 one_call_input(),

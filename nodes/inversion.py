@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..inversion import report, store
 from ..inversion.schedule import OFFSETS
-from .sockets import CATEGORY, InversionSocket, disk_cache_input, inversion_input
+from .sockets import CATEGORY, InversionSocket, disk_cache_input, guidance_input, inversion_input
 
 
 class InvertNode(io.ComfyNode):
@@ -91,14 +91,7 @@ class ReconstructNode(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model without edits that the image was inverted with."),
                 inversion_input(),
                 io.Vae.Input("vae", tooltip="The VAE that encoded the image."),
-                io.Float.Input(
-                    "guidance",
-                    default=1.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    tooltip="Guidance scale of the check.",
-                ),
+                guidance_input(1.0, "Guidance scale of the check."),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,

@@ -10,7 +10,7 @@ from ..inversion import report
 from ..inversion.direct import direct_inversion
 from ..inversion.negative_prompt import negative_prompt_inversion
 from ..inversion.null_text import Settings
-from .sockets import CATEGORY, InversionSocket, disk_cache_input, inversion_input
+from .sockets import CATEGORY, InversionSocket, disk_cache_input, guidance_input, inversion_input
 
 START = ("negative prompt", "source prompt")
 UNEDITED = "The model without edits that the image was inverted with."
@@ -41,14 +41,7 @@ class NullTextNode(io.ComfyNode):
                 io.Model.Input("model", tooltip=UNEDITED),
                 inversion_input(),
                 io.Conditioning.Input("negative", tooltip="The text to begin with: an empty prompt."),
-                io.Float.Input(
-                    "guidance",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="The guidance scale (cfg) that the edit will use; other scales drift.",
-                ),
+                guidance_input(7.5, "The guidance scale (cfg) that the edit will use; other scales drift."),
                 io.Int.Input(
                     "inner_steps",
                     default=10,
@@ -176,13 +169,9 @@ class FixedPointNode(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=UNEDITED),
                 inversion_input(),
-                io.Float.Input(
-                    "guidance",
-                    default=1.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="The guidance scale at which sampling shall find the image again. Above 3 it may not "
+                guidance_input(
+                    1.0,
+                    "The guidance scale at which sampling shall find the image again. Above 3 it may not "
                     "settle; the plot shows what is left.",
                 ),
                 io.Int.Input(
@@ -251,9 +240,7 @@ class DirectNode(io.ComfyNode):
                     "plain sampling from the inverted noise.",
                 ),
                 io.Int.Input("every", default=1, min=1, max=1000, tooltip="Add it at every k-th step only."),
-                io.Float.Input(
-                    "guidance", default=7.5, min=1.0, max=30.0, step=0.1, tooltip="The edit's guidance scale (cfg)."
-                ),
+                guidance_input(7.5, "The edit's guidance scale (cfg)."),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="The edit's negative prompt, needed when guidance is not 1."
                 ),

@@ -11,7 +11,7 @@ from ..attention.constraints import CONSTRAINTS
 from ..attention.curve import Curve
 from ..attention.mag import MAG, NEGATIVE_SCALE, PUBLISHED_SCALE, Negative, drawn, look_up
 from ..attention.mag_install import CUSTOM, PRESETS, PUBLISHED, add_guidance
-from .sockets import CATEGORY, CurveSocket, InversionSocket, PromptSocket, model_input, model_output
+from .sockets import CATEGORY, CurveSocket, InversionSocket, PromptSocket, fraction_input, model_input, model_output
 
 DETAIL = {"coarse (16 x 16 at 512 pixels)": 4, "middle (32 x 32 at 512 pixels)": 2, "fine (64 x 64 at 512 pixels)": 1}
 
@@ -121,10 +121,6 @@ class MAGNode(io.ComfyNode):
         return io.NodeOutput(add_guidance(model, part, inversion), curve)
 
 
-def _share(name: str, default: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=True)
-
-
 def _advanced() -> list[io.Input]:
     return [
         io.Float.Input(
@@ -145,12 +141,23 @@ def _advanced() -> list[io.Input]:
             "appear.",
             advanced=True,
         ),
-        _share("start", 0.0, "Share of the steps after which guidance begins, with preset custom."),
-        _share("end", 0.5, "Share of the steps after which it ends, with preset custom. 0.2 is enough for a colour."),
-        _share(
+        fraction_input(
+            "start",
+            0.0,
+            "Share of the steps after which guidance begins, with preset custom.",
+            advanced=True,
+        ),
+        fraction_input(
+            "end",
+            0.5,
+            "Share of the steps after which it ends, with preset custom. 0.2 is enough for a colour.",
+            advanced=True,
+        ),
+        fraction_input(
             "gain",
             0.0,
             "Leave a step when an update raises the words' attention by less than this, with preset custom.",
+            advanced=True,
         ),
         io.Combo.Input(
             "maps",
@@ -159,7 +166,12 @@ def _advanced() -> list[io.Input]:
             "take finer ones for small images or very small masks.",
             advanced=True,
         ),
-        _share("blend_start", 0.7, "Share of the steps after which the source is kept outside the mask; 1 never."),
+        fraction_input(
+            "blend_start",
+            0.7,
+            "Share of the steps after which the source is kept outside the mask; 1 never.",
+            advanced=True,
+        ),
         io.Boolean.Input(
             "low_memory",
             default=False,

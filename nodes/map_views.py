@@ -11,7 +11,7 @@ from torch import Tensor
 from ..attention import map_pictures, self_clusters
 from ..attention.map_masks import HeatOptions, heat_map, named, phrases
 from .maps import maps_inputs, sharpen_input, smoothing_input
-from .sockets import CATEGORY
+from .sockets import CATEGORY, fraction_input
 
 
 class MapViewerNode(io.ComfyNode):
@@ -95,13 +95,8 @@ class SelfMapsNode(io.ComfyNode):
                     tooltip="Nouns of the prompt, separated by commas, to name the regions by. Regions that fit none "
                     "are background.",
                 ),
-                io.Float.Input(
-                    "least_agreement",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="A region whose mean map of every word is below this is background.",
+                fraction_input(
+                    "least_agreement", 0.2, "A region whose mean map of every word is below this is background."
                 ),
                 io.String.Input(
                     "chosen",

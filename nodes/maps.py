@@ -10,7 +10,7 @@ from ..attention import engine
 from ..attention.families import family_of
 from ..attention.map_masks import RULES, HeatOptions, named, phrases, words_mask
 from ..attention.record_maps import SIZES, recorder
-from .sockets import CATEGORY, MapsSocket, PromptSocket
+from .sockets import CATEGORY, MapsSocket, PromptSocket, fraction_input
 
 ALL = "all"
 NONE = "none"
@@ -90,22 +90,16 @@ class RecordMapsNode(io.ComfyNode):
                     tooltip="Also record which pixels look at which, for Self-Attention Clusters and for sharpening. "
                     "Half (32x32 for 512 pixels) is usual; full is slow.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps, counted from the noisy end, before recording begins.",
+                    0.0,
+                    "Share of the steps, counted from the noisy end, before recording begins.",
                     advanced=True,
                 ),
-                io.Float.Input(
+                fraction_input(
                     "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps, counted from the noisy end, after which recording ends.",
+                    1.0,
+                    "Share of the steps, counted from the noisy end, after which recording ends.",
                     advanced=True,
                 ),
             ],
@@ -151,13 +145,10 @@ class MapMaskNode(io.ComfyNode):
                     tooltip="What is selected: pixels hotter than the threshold, those above Otsu's threshold, or the "
                     "hottest share.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "threshold",
-                    default=0.45,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="For the rule threshold; the map runs from 0 to 1. CPAM 0.45, Prompt-to-Prompt 0.3.",
+                    0.45,
+                    "For the rule threshold; the map runs from 0 to 1. CPAM 0.45, Prompt-to-Prompt 0.3.",
                 ),
                 io.Float.Input(
                     "share",

@@ -15,7 +15,7 @@ from ..attention.map_pictures import enlarged, heat_colours, label_grid
 from ..attention.masks import as_mask
 from ..attention.refine import RefinedMasks, make_refinement
 from ..inversion.diff_mask import diff_mask
-from .sockets import CATEGORY, EditMasksSocket, PromptSocket, RefinedSocket
+from .sockets import CATEGORY, EditMasksSocket, PromptSocket, RefinedSocket, fraction_input
 
 TILE = 128
 """Pixels: the height of one mask in a picture of many."""
@@ -83,13 +83,10 @@ class RefineMaskNode(io.ComfyNode):
                     tooltip="The words of the new object, or several phrases separated by commas. Empty takes the "
                     "whole prompt.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "start",
-                    default=0.1,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the steps in which the given mask holds, 0.1 is 5 of 50. Later gives the shape "
+                    0.1,
+                    "Share of the steps in which the given mask holds, 0.1 is 5 of 50. Later gives the shape "
                     "more time to form inside it.",
                 ),
                 io.Float.Input(

@@ -13,8 +13,8 @@ from ..attention.embctrl import embctrl
 from ..attention.local_blend import LocalBlend
 from ..attention.masks import as_mask
 from ..attention.p2p import MODES, P2P
-from .injection import CUSTOM, layers_inputs, one_call_input, share_input
-from .sockets import CATEGORY, PromptSocket, inversion_input, model_input, model_output
+from .injection import CUSTOM, layers_inputs
+from .sockets import CATEGORY, PromptSocket, fraction_input, inversion_input, model_input, model_output, one_call_input
 
 
 def source_prompt_input() -> io.Input:
@@ -63,14 +63,14 @@ class P2PNode(io.ComfyNode):
                     tooltip="Words of the edit's prompt to strengthen or weaken, one per line: red: 2. Below 1 "
                     "weakens, below 0 turns away. cat#2 is the second cat.",
                 ),
-                share_input(
+                fraction_input(
                     "cross_end", 0.8, "Share of the steps in which words keep their places. Less frees shapes."
                 ),
-                share_input(
+                fraction_input(
                     "self_end", 0.4, "Share of the steps in which the structure is kept. Less lets shapes change."
                 ),
-                share_input("cross_start", 0.0, "Share of the steps before words keep their places.", advanced=True),
-                share_input("self_start", 0.0, "Share of the steps before the structure is kept.", advanced=True),
+                fraction_input("cross_start", 0.0, "Share of the steps before words keep their places.", advanced=True),
+                fraction_input("self_start", 0.0, "Share of the steps before the structure is kept.", advanced=True),
                 *layers_inputs(),
                 io.String.Input(
                     "windows",
@@ -151,24 +151,13 @@ class LocalBlendNode(io.ComfyNode):
                     default="",
                     tooltip="Words of either prompt whose places stay as they are; may be empty.",
                 ),
-                share_input("start", 0.2, "Share of the steps before blending begins."),
-                io.Float.Input(
+                fraction_input("start", 0.2, "Share of the steps before blending begins."),
+                fraction_input(
                     "threshold",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Of a word's map, divided by its largest value. Higher makes the edited place smaller.",
+                    0.3,
+                    "Of a word's map, divided by its largest value. Higher makes the edited place smaller.",
                 ),
-                io.Float.Input(
-                    "subtract_threshold",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The same for the words to subtract.",
-                    advanced=True,
-                ),
+                fraction_input("subtract_threshold", 0.3, "The same for the words to subtract.", advanced=True),
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Where the image may change, instead of what the words say."
                 ),

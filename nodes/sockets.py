@@ -44,3 +44,26 @@ def disk_cache_input() -> io.Input:
         "settings need no second inversion after a restart.",
         advanced=True,
     )
+
+
+def fraction_input(name: str, default: float, tooltip: str, advanced: bool = False, optional: bool = False) -> io.Input:
+    """A number in 0..1: a share of the steps, a threshold, a strength."""
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, advanced=advanced, optional=optional
+    )
+
+
+def guidance_input(default: float, tooltip: str) -> io.Input:
+    """A scale of classifier-free guidance."""
+    return io.Float.Input("guidance", default=default, min=1.0, max=30.0, step=0.1, tooltip=tooltip)
+
+
+def one_call_input() -> io.Input:
+    """Whether the source is packed into the edit's call."""
+    return io.Boolean.Input(
+        "one_call",
+        default=False,
+        tooltip="Run the source in the same UNet call as the edit: a little faster on a GPU, needs more memory, same "
+        "result up to rounding.",
+        advanced=True,
+    )

@@ -107,5 +107,5 @@ def test_bad_inputs(model, inversion):
         propose(model, strength=1.0)
     with pytest.raises(ValueError, match=r"\(1, 4, 2, 16, 16\)"):
         propose(model, torch.zeros(1, 4, 2, 16, 16))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         propose(model, torch.full((1, 4, 16, 16), float("nan")), maps=1)

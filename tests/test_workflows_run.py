@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import json
-import struct
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import expected
@@ -20,18 +11,14 @@ import pytest
 import reader
 import torch
 import world
-from comfy_server import PromptError, PromptInterrupted
-from PIL import Image
-from prompt_result import PromptResult
-from torch import Tensor
-from workflow_file import Prompt, find_node, override, read_workflow, to_prompt
+from made import FOLDER, Made, add_outputs, assert_shows, execute, prompt_of
+from workflow_file import find_node, override
 
 if TYPE_CHECKING:
     from comfy_server import ComfyServer
 
 pytestmark = pytest.mark.server
 
-FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8")]
 INJECTIONS = ("embctrl", "fpe", "masactrl", "p2p-refine-reweight", "p2p-swap", "pnp")
@@ -39,49 +26,6 @@ INJECTIONS = ("embctrl", "fpe", "masactrl", "p2p-refine-reweight", "p2p-swap", "
 MARGIN = 16
 """Pixels around the changed mask that do not count: a latent cell changes as a whole, and the decoder mixes it into
 the next one. Cells are 8 pixels wide."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """A workflow that has run."""
-
-    name: str
-    prompt: Prompt
-    result: PromptResult
-    images: dict[str, Tensor]
-    """(1, 3, H, W) in 0..1 by the title of the node that shows it."""
-
-
-def picture(data: bytes) -> Tensor:
-    """An image file as (1, 3, H, W) in 0..1."""
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).movedim(-1, 0)[None]
-
-
-def prompt_of(server: ComfyServer, name: str) -> Prompt:
-    return to_prompt(read_workflow(FOLDER / f"{name}.json"), server.object_info())
-
-
-def add_outputs(prompt: Prompt) -> None:
-    """Two more outputs: the edit as it is decoded, and what the autoencoder alone makes of the source."""
-    inputs = {"images": [find_node(prompt, "VAEDecode"), 0]}
-    prompt["decoded"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": "Decoded"}}
-    encode = find_node(prompt, "VAEEncode")
-    vae = prompt[encode]["inputs"]["vae"]
-    decode = {"class_type": "VAEDecode", "inputs": {"samples": [encode, 0], "vae": vae}, "_meta": {"title": "Decode"}}
-    prompt["trip_decode"] = decode
-    inputs = {"images": ["trip_decode", 0]}
-    prompt["trip"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": "Round trip"}}
-
-
-def execute(server: ComfyServer, name: str, prompt: Prompt) -> Made:
-    result = server.run(prompt)
-    images = {
-        prompt[node]["_meta"]["title"]: picture(server.fetch(shown["images"][0]))
-        for node, shown in result.outputs.items()
-        if shown.get("images")
-    }
-    return Made(name, prompt, result, images)
 
 
 @pytest.fixture(scope="module", params=EDITS, ids=lambda path: path.stem)
@@ -137,23 +81,6 @@ def test_keeps_what_is_not_masked(edit: Made, server: ComfyServer) -> None:
         add_outputs(prompt)
         edit = execute(server, edit.name, override(prompt, "AttnEditMasks", invert=True))
     assert_kept(edit)
-
-
-def named(scenes: world.Scenes, slot: int) -> tuple[int, int]:
-    return int(scenes.shape[0, slot]), int(scenes.colour[0, slot])
-
-
-def assert_shows(image: Tensor, scenes: world.Scenes) -> None:
-    """An image (1, 3, S, S) shows each object of a scene in its place, nothing else, on its ground."""
-    reading = reader.read(image[0])
-    present = [slot for slot in range(2) if scenes.shape[0, slot] != world.NOTHING]
-    for slot in present:
-        place = metrics.dilate(world.masks(scenes)[:, slot : slot + 1], world.SIZE // 32)[0]
-        found = reader.inside(reading, place)
-        assert found is not None, f"nothing where {named(scenes, slot)} was expected"
-        assert (found.shape, found.colour) == named(scenes, slot)
-    assert len(reading.objects) == len(present)
-    assert reading.background == int(scenes.background[0])
 
 
 def test_shows_what_the_prompt_says(edit: Made) -> None:
@@ -278,108 +205,3 @@ def test_each_region_shows_its_own_prompt(server: ComfyServer) -> None:
 def by_place(objects: Any) -> list[Any]:
     """Objects of a reading from left to right."""
     return sorted(objects, key=lambda thing: float(np.nonzero(thing.mask)[-1].mean()))
-
-
-def fresh(server: ComfyServer, steps: int) -> Prompt:
-    """The replace workflow with other steps, none of it cached: the server forgets what it has."""
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    prompt = prompt_of(server, "cpam-replace")
-    override(prompt, "AttnEditInvert", steps=steps)
-    override(prompt, "KSampler", steps=steps)
-    return prompt
-
-
-def test_reports_progress(server: ComfyServer) -> None:
-    """Inversion and edit count from 1 to their last step."""
-    prompt = fresh(server, 8)
-    seen: dict[str, list[tuple[int, int]]] = {}
-    server.run(prompt, on_progress=lambda node, done, total: seen.setdefault(node, []).append((done, total)))
-    for kind in ("AttnEditInvert", "KSampler"):
-        reports = [report for report in seen[find_node(prompt, kind)] if report[1] > 1]
-        done = [report[0] for report in reports]
-        assert done == sorted(done)
-        assert len(set(done)) > 2, f"{kind} reported {reports}"
-        assert max(done) == reports[-1][1]
-
-
-def test_sends_previews(server: ComfyServer) -> None:
-    """The host's latent preview works while an edit samples: binary messages that hold a picture."""
-    prompt = fresh(server, 9)
-    previews: list[bytes] = []
-
-    async def listen() -> None:
-        import aiohttp
-
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(f"{server.url}/ws?clientId=previews") as channel,
-        ):
-            extra = {"preview_method": "latent2rgb"}
-            body = {"prompt": prompt, "client_id": "previews", "extra_data": extra}
-            async with session.post(f"{server.url}/prompt", json=body) as answer:
-                assert answer.status == 200, await answer.text()
-            async for message in channel:
-                if message.type == aiohttp.WSMsgType.BINARY and struct.unpack(">I", message.data[:4])[0] in (1, 4):
-                    previews.append(message.data)
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    told = json.loads(message.data)
-                    assert told["type"] != "execution_error", told
-                    if told["type"] == "execution_success":
-                        return
-
-    # In a thread of its own: the browser's fixture has an event loop running in this one.
-    with ThreadPoolExecutor() as threads:
-        threads.submit(lambda: asyncio.run(asyncio.wait_for(listen(), 120))).result()
-    assert previews
-    assert b"\xff\xd8\xff" in previews[-1][:4096]  # a JPEG begins
-    Image.open(io.BytesIO(previews[-1][previews[-1].index(b"\xff\xd8\xff") :])).load()
-
-
-@pytest.fixture(scope="module")
-def before_interrupts(server: ComfyServer) -> Iterator[Tensor]:
-    yield execute(server, "before", fresh(server, 7)).images["After"]
-
-
-@pytest.mark.parametrize("kind", ["AttnEditInvert", "KSampler"])
-def test_interrupt(kind: str, server: ComfyServer, before_interrupts: Tensor) -> None:
-    """In the middle of an inversion or an edit it ends within seconds, and the next run is what it was before."""
-    prompt = fresh(server, 250)
-    node, asked = find_node(prompt, kind), 0.0
-
-    def stop(running: str, done: int, total: int) -> None:
-        nonlocal asked
-        if running == node and total > 1 and done >= 3 and not asked:
-            asked = time.monotonic()
-            server.interrupt()
-
-    with pytest.raises(PromptInterrupted, match=kind):
-        server.run(prompt, on_progress=stop, timeout=300)
-    assert time.monotonic() - asked < 5
-    after = execute(server, "after", fresh(server, 7))
-    assert find_node(after.prompt, "KSampler") in after.result.executed
-    assert torch.equal(after.images["After"], before_interrupts)
-
-
-def solid(value: float, side: int) -> dict[str, Any]:
-    inputs = {"value": value, "width": side, "height": side}
-    return {"class_type": "SolidMask", "inputs": inputs, "_meta": {"title": "Solid"}}
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.0, "selects nothing"), (1.0, "selects everything")])
-def test_a_mask_that_selects_nothing(value: float, text: str, server: ComfyServer) -> None:
-    prompt = prompt_of(server, "cpam-replace")
-    prompt["solid"] = solid(value, world.SIZE)
-    prompt[find_node(prompt, "AttnEditMasks")]["inputs"]["mask"] = ["solid", 0]
-    with pytest.raises(PromptError, match=f"{text}.*mask editor") as caught:
-        server.run(prompt)
-    assert caught.value.node_type == "AttnEditMasks"
-
-
-def test_a_latent_of_another_size(server: ComfyServer) -> None:
-    prompt = prompt_of(server, "cpam-replace")
-    inputs = {"width": 64, "height": 64, "batch_size": 1}
-    prompt["empty"] = {"class_type": "EmptyLatentImage", "inputs": inputs, "_meta": {"title": "Empty"}}
-    prompt[find_node(prompt, "KSampler")]["inputs"]["latent_image"] = ["empty", 0]
-    with pytest.raises(PromptError, match="Connect Edit Setup's latent") as caught:
-        server.run(prompt)
-    assert caught.value.node_type == "KSampler"

@@ -1,0 +1,83 @@
+"""Runs files of workflows/ on a server and reads what they drew."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import metrics
+import numpy as np
+import reader
+import torch
+import world
+from PIL import Image
+from prompt_result import PromptResult
+from torch import Tensor
+from workflow_file import Prompt, find_node, read_workflow, to_prompt
+
+if TYPE_CHECKING:
+    from comfy_server import ComfyServer
+
+FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A workflow that has run."""
+
+    name: str
+    prompt: Prompt
+    result: PromptResult
+    images: dict[str, Tensor]
+    """(1, 3, H, W) in 0..1 by the title of the node that shows it."""
+
+
+def picture(data: bytes) -> Tensor:
+    """An image file as (1, 3, H, W) in 0..1."""
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).movedim(-1, 0)[None]
+
+
+def prompt_of(server: ComfyServer, name: str) -> Prompt:
+    return to_prompt(read_workflow(FOLDER / f"{name}.json"), server.object_info())
+
+
+def add_outputs(prompt: Prompt) -> None:
+    """Two more outputs: the edit as it is decoded, and what the autoencoder alone makes of the source."""
+    inputs = {"images": [find_node(prompt, "VAEDecode"), 0]}
+    prompt["decoded"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": "Decoded"}}
+    encode = find_node(prompt, "VAEEncode")
+    vae = prompt[encode]["inputs"]["vae"]
+    decode = {"class_type": "VAEDecode", "inputs": {"samples": [encode, 0], "vae": vae}, "_meta": {"title": "Decode"}}
+    prompt["trip_decode"] = decode
+    inputs = {"images": ["trip_decode", 0]}
+    prompt["trip"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": "Round trip"}}
+
+
+def execute(server: ComfyServer, name: str, prompt: Prompt) -> Made:
+    result = server.run(prompt)
+    images = {
+        prompt[node]["_meta"]["title"]: picture(server.fetch(shown["images"][0]))
+        for node, shown in result.outputs.items()
+        if shown.get("images")
+    }
+    return Made(name, prompt, result, images)
+
+
+def named(scenes: world.Scenes, slot: int) -> tuple[int, int]:
+    return int(scenes.shape[0, slot]), int(scenes.colour[0, slot])
+
+
+def assert_shows(image: Tensor, scenes: world.Scenes) -> None:
+    """An image (1, 3, S, S) shows each object of a scene in its place, nothing else, on its ground."""
+    reading = reader.read(image[0])
+    present = [slot for slot in range(2) if scenes.shape[0, slot] != world.NOTHING]
+    for slot in present:
+        place = metrics.dilate(world.masks(scenes)[:, slot : slot + 1], world.SIZE // 32)[0]
+        found = reader.inside(reading, place)
+        assert found is not None, f"nothing where {named(scenes, slot)} was expected"
+        assert (found.shape, found.colour) == named(scenes, slot)
+    assert len(reading.objects) == len(present)
+    assert reading.background == int(scenes.background[0])
