@@ -152,6 +152,8 @@ class Control:
 
     moves: bool = False
     """Whether it changes the sampler's own latent, see `moved`."""
+    shapes_guidance: bool = False
+    """Whether it changes what guidance multiplies, see `difference`."""
     guidable: bool = False
     """Whether gradients may be taken through it: `cross_map` is true of it, and what it does is differentiable."""
 
@@ -235,6 +237,10 @@ class Control:
     def negative_share(self, run: Run) -> float:
         """Share of the sampler's own negative prediction at this step, 0..1; the rest is the second negative's."""
         return 1.0
+
+    def difference(self, run: Run, difference: Tensor) -> Tensor:
+        """What guidance shall multiply: given the conditional prediction minus the unconditional one (B, C, h, w)."""
+        return difference
 
     def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         """The latent (B, C, h, w), in the sampler's scale, that the network is given instead of x."""

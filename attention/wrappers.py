@@ -224,12 +224,14 @@ def _calc_cond_batch(
     sources = source_conds(run) if run.packed_source is not None else []
     mixer = run.mixer() if len(conds) > 1 and conds[1] is not None else None
     second = [[c for c in run.guider.conds[KEY_SECOND] if "area" not in c]] if mixer is not None else []
-    if not sources and not second:
-        return executor(model, conds, x_in, timestep, model_options)
     out = executor(model, [*sources, *conds, *second], x_in, timestep, model_options)[len(sources) :]
     if mixer is not None:
         # The prediction is linear in the noise, so to mix the one is to mix the other.
         out[1] = torch.lerp(out[-1], out[1], mixer.negative_share(run))
+    if len(conds) > 1 and conds[0] is not None and conds[1] is not None:
+        for control in run.acting():
+            if control.shapes_guidance:
+                out[0] = out[1] + control.difference(run, out[0] - out[1])
     return out[: len(conds)]
 
 

@@ -16,6 +16,7 @@ from .maps import MapMaskNode, RecordMapsNode
 from .masks import CompositeNode, DiffMaskNode, RefinedMasksNode, RefineMaskNode
 from .p2p import EmbCtrlNode, LocalBlendNode, P2PNode
 from .prompt import PromptNode
+from .proximal import ProximalNode
 from .regions import RegionNode, RegionPromptsNode
 from .setup import EditSetupNode
 from .sweep import GridNode, SweepNode
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     NegativePromptNode,
     FixedPointNode,
     DirectNode,
+    ProximalNode,
     RecordSourceNode,
     ReconstructNode,
     SaveInversionNode,

@@ -88,6 +88,7 @@ def test_defaults_are_allowed(name: str, info: dict[str, Any]) -> None:
         ("negative prompt inversion", "AttnEditNegativePrompt"),
         ("renoise", "AttnEditFixedPoint"),
         ("pnp inversion", "AttnEditDirect"),
+        ("proxedit", "AttnEditProximal"),
         ("cpam", "AttnEditCPAM"),
         ("object removal", "AttnEditCPAM"),
         ("mask guidance", "AttnEditMasks"),

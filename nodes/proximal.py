@@ -1,0 +1,56 @@
+"""Proximal guidance's node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..attention import engine
+from ..attention.proximal import RULES, ProximalGuidance, ProximalHold
+from .sockets import CATEGORY, fraction_input, inversion_input, model_input, model_output
+
+
+class ProximalNode(io.ComfyNode):
+    """Proximal guidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AttnEditProximal",
+            display_name="Proximal Guidance",
+            category=f"{CATEGORY}/inversion",
+            description="Lets guidance act only where the prompts disagree most, and brings the rest back to the "
+            "photograph. Made for Negative-Prompt Inversion: with it the edit keeps far more of the image.",
+            search_aliases=["proxedit", "proximal npi", "proxnpi", "limit guidance"],
+            inputs=[
+                model_input(),
+                inversion_input(),
+                fraction_input(
+                    "quantile",
+                    0.75,
+                    "Share of the values that guidance leaves alone. Higher keeps more of the image and edits less.",
+                ),
+                io.Combo.Input(
+                    "rule",
+                    options=list(RULES),
+                    default=RULES[0],
+                    tooltip="What is above the quantile acts in full (hard), or by what it exceeds it (soft).",
+                    advanced=True,
+                ),
+                fraction_input(
+                    "hold_from",
+                    0.6,
+                    "Share of the steps after which the image is restored wherever guidance did nothing; 1 never.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[model_output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, inversion: Any, quantile: float, rule: str, hold_from: float) -> io.NodeOutput:
+        model = engine.install(model, ProximalGuidance(quantile, rule), inversion)
+        if hold_from < 1:
+            model = engine.install(model, ProximalHold(hold_from), inversion)
+        return io.NodeOutput(model)
