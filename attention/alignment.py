@@ -13,6 +13,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from .word_lines import words
 from .words import Prompt
 
 CHUNK = 77
@@ -185,3 +186,9 @@ def find_word(prompt: Prompt, phrase: str) -> tuple[int, ...]:
     if mark and number.strip().isdigit():
         return prompt.find(word, int(number))
     return prompt.find(phrase)
+
+
+def find_words(prompt: Prompt, phrases: str | Sequence[str]) -> tuple[int, ...]:
+    """Positions of several words' tokens: a sequence of words, or a text with commas between them; see `find_word`."""
+    named = words(phrases) if isinstance(phrases, str) else phrases
+    return tuple(dict.fromkeys(position for word in named for position in find_word(prompt, word)))

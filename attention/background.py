@@ -56,11 +56,12 @@ class ExactBackground(SourceOutside):
     Attributes:
         changed: (M, H, W) bool, where the image may change.
         start: share of the steps after which blending begins (MAG-Edit 0.7, Prompt-to-Prompt 0.2).
+        name: the node's that put it there.
     """
 
     changed: Tensor
     start: float = 0.0
-    name = "Exact Background"
+    name: str = "Exact Background"
     guidable = True
 
     def mask(self, run: Run, like: Tensor) -> Tensor | None:
@@ -69,11 +70,11 @@ class ExactBackground(SourceOutside):
 
     def _cells(self, like: Tensor) -> Tensor:
         cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
-        return for_batch(cells, like.shape[0], "mask of Exact Background")[:, None].to(like)
+        return for_batch(cells, like.shape[0], f"mask of {self.name}")[:, None].to(like)
 
     def prepare(self, run: Run) -> None:
         """Refuse a mask of another picture before anything is computed."""
-        check_aspect(self.changed, run.size, "mask of Exact Background")
+        check_aspect(self.changed, run.size, f"mask of {self.name}")
 
     def acts(self, run: Run) -> bool:
         return run.inversion is not None and run.step >= round(self.start * run.steps)

@@ -7,6 +7,7 @@ Localized extraction (Eq 4) shows the prompt to the pixels inside the target mas
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from .families import Family, Layer
 from .masks import check_aspect, for_batch, resize
 from .refine import Target
 from .run import Run
+
+log = logging.getLogger(__name__)
 
 NULL = "cpam null text"
 KEY_MASKS = ("target", "source", "union")
@@ -85,6 +88,12 @@ class CPAM(Control):
             check_aspect(mask, run.size, "edit mask")
         if self.masks.refinement is not None:
             self.masks.refinement.prepare(run)
+        if self.masks.retain and (self.retain_layer or 0) >= len(run.family.layers):
+            log.warning(
+                "CPAM keeps no look: retain_layer is %d, and the model's last layer is %d. Lower it.",
+                self.retain_layer,
+                len(run.family.layers) - 1,
+            )
         rng = torch.Generator().manual_seed(run.seed)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
         run.once((self, "normal"), lambda: (draws < self.normal_share).tolist())

@@ -76,6 +76,7 @@ SD1 = Family("SD1.x", _layers(_SD1_BLOCKS), side=64)
 SD2 = Family("SD2.x", _layers(_SD1_BLOCKS), side=64)
 SDXL = Family("SDXL", _layers(_SDXL_BLOCKS), side=128)
 FAMILIES = (SD1, SD2, SDXL)
+LATENT_CHANNELS = 4
 
 _BY_CONFIG = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}
 """By class of the host's model configuration, or a class that it derives from."""
@@ -85,8 +86,8 @@ def family_of(model: Any) -> Family:
     """The family of a host MODEL.
 
     Raises:
-        ValueError: the model has no block table here, or other blocks than its family (SSD-1B, Vega); the message
-            names it and the families that have a table.
+        ValueError: the UNet takes more than a latent (inpainting models), the model has no block table here, or
+            other blocks than its family (SSD-1B, Vega); the message names it and the families that have a table.
     """
     config = type(model.model.model_config)
     family = next((_BY_CONFIG[c.__name__] for c in config.__mro__ if c.__name__ in _BY_CONFIG), None)
@@ -95,6 +96,12 @@ def family_of(model: Any) -> Family:
         raise ValueError(
             f"Attention Edit has no block table for this model ({config.__name__}); it knows {known}. "
             "Connect a checkpoint of one of these families."
+        )
+    channels = model.get_model_object("diffusion_model").in_channels
+    if channels != LATENT_CHANNELS:
+        raise ValueError(
+            f"This checkpoint's UNet takes {channels} channels: an inpainting or InstructPix2Pix model, which also "
+            "wants a masked or a second image at every step. Connect the ordinary checkpoint that it was made from."
         )
     return family
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
-from .alignment import find_word
+from .alignment import find_word, find_words
 from .background import SourceOutside
 from .control import AttentionCall
 from .families import Family, Layer
 from .maps import cross_map
 from .masactrl import MAP_SCALE
 from .run import Run
+from .source import check_source_prompt
 from .words import Prompt
 
 
@@ -59,14 +60,18 @@ class LocalBlend(SourceOutside):
         if not self.source_words or not self.target_words:
             raise ValueError("Local Blend needs a word of the source prompt and a word of the target prompt.")
         found = {
-            "source": _positions(self.source, self.source_words),
-            "target": _positions(self.target, self.target_words),
+            "source": find_words(self.source, self.source_words),
+            "target": find_words(self.target, self.target_words),
         }
         if self.subtract:
             kept = [_either(self.source, self.target, word) for word in self.subtract]
             found["source kept"] = tuple(p for places, _ in kept for p in places)
             found["target kept"] = tuple(p for _, places in kept for p in places)
         return found
+
+    def prepare(self, run: Run) -> None:
+        """Refuse a source prompt that the image was not inverted with."""
+        check_source_prompt(run, self.source, self.name)
 
     def cross_layers(self, family: Family) -> tuple[Layer, ...]:
         return tuple(layer for layer in family.layers if layer.scale == MAP_SCALE)
@@ -112,10 +117,6 @@ class LocalBlend(SourceOutside):
             for name in ("source kept", "target kept"):
                 chosen = chosen & ~_above(sums[name], size, self.subtract_threshold, 1)
         return chosen[:, None].to(like)
-
-
-def _positions(prompt: Prompt, words: Sequence[str]) -> tuple[int, ...]:
-    return tuple(position for word in words for position in find_word(prompt, word))
 
 
 def _either(source: Prompt, target: Prompt, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

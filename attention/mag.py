@@ -16,6 +16,8 @@ import comfy.sampler_helpers
 import torch
 from torch import Tensor
 
+from . import word_lines
+from .alignment import find_word
 from .constraints import TOKEN, Constraint, Word, evaluate, normalised
 from .control import AttentionCall, Control
 from .curve import Curve
@@ -35,12 +37,15 @@ NEGATIVE_SCALE = 5.5
 
 
 def look_up(prompt: Prompt, words: str) -> tuple[Word, ...]:
-    """Positions of words separated by commas, all places where each stands.
+    """Positions of words separated by commas, all places where each stands or, as "cat#2", the second.
 
     Raises:
         ValueError: no words, or one that is not in the prompt; the message lists the prompt's.
     """
-    return tuple(prompt.find(word.strip()) for word in words.split(","))
+    named = word_lines.words(words)
+    if not named:
+        raise ValueError(f"MAG-Edit needs words of the edit's prompt; it has: {', '.join(prompt.words) or 'none'}.")
+    return tuple(find_word(prompt, word) for word in named)
 
 
 def drawn(mask: Tensor) -> Tensor:

@@ -7,20 +7,24 @@ out = M_t Att(Q_t, K_s, V_s; M_s) + (1 - M_t) Att(Q_t, K_s, V_s; 1 - M_s).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .alignment import find_word
+from .alignment import find_words
 from .control import AttentionCall, Claim, Control, Features, SourceRows
 from .families import Family, Layer
 from .maps import cross_map
 from .masks import check_aspect, for_batch, resize
 from .run import Run
+from .source import check_source_prompt
 from .substitute import attend_with
 from .words import Prompt
+
+log = logging.getLogger(__name__)
 
 FIRST_LAYER = {"SD1.x": 10, "SD2.x": 10, "SDXL": 44}
 """L by family: the released 10 of 16; of SDXL's 70 the second third of the decoder's deepest blocks."""
@@ -33,19 +37,19 @@ class WordMasks:
     """Masks that the cross-attention maps of a word draw, anew in every step.
 
     Attributes:
-        source, target: the prompts; source_word, target_word: the object in each.
+        source, target: the prompts; source_words, target_words: the object in each, several words between commas.
         threshold: of the map scaled to 0..1 (0.1 in the released code).
     """
 
     source: Prompt
     target: Prompt
-    source_word: str
-    target_word: str
+    source_words: str
+    target_words: str
     threshold: float = 0.1
 
     def columns(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token positions of the word in the source and in the target prompt; ValueError if it is not there."""
-        return find_word(self.source, self.source_word), find_word(self.target, self.target_word)
+        """Token positions of the words in the source and in the target prompt; ValueError if one is not there."""
+        return find_words(self.source, self.source_words), find_words(self.target, self.target_words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,14 @@ class MasaCtrl(Control):
     def prepare(self, run: Run) -> None:
         for mask in self.masks or ():
             check_aspect(mask, run.size, "mask of MasaCtrl")
+        if self.words is not None:
+            check_source_prompt(run, self.words.source, self.name)
+        if not self.self_layers(run.family):
+            log.warning(
+                "MasaCtrl does nothing: first_layer is %d, and the model's last layer is %d. Lower it.",
+                self.first_layer,
+                len(run.family.layers) - 1,
+            )
 
     def acts(self, run: Run) -> bool:
         return run.within(self.start, self.end)

@@ -19,6 +19,7 @@ from .control import AttentionCall, Claim, Control
 from .families import Family, Layer
 from .layers import RESOLUTION, layers_of
 from .run import Run
+from .source import check_source_prompt
 from .substitute import attend_with
 from .words import Prompt
 
@@ -97,6 +98,10 @@ class P2P(Control):
     def _keeps_self(self, run: Run) -> bool:
         start, end = self.self_window
         return _floor(start * run.steps) <= run.step < _floor(end * run.steps)
+
+    def prepare(self, run: Run) -> None:
+        """Refuse a source prompt that the image was not inverted with."""
+        check_source_prompt(run, self.source, self.name)
 
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
         return layers_of(family, self.layers)

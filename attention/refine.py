@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .alignment import find_words
 from .maps import cross_map
 from .masks import for_batch, resize
 from .run import savable
@@ -101,8 +102,7 @@ def make_refinement(prompt: Prompt, words: str, start: float, threshold: float) 
     Raises:
         ValueError: a phrase is not in the prompt, or the prompt is empty.
     """
-    phrases = [phrase.strip() for phrase in words.split(",") if phrase.strip()]
-    columns = tuple(dict.fromkeys(c for phrase in phrases for c in prompt.find(phrase))) or prompt.content
+    columns = find_words(prompt, words) or prompt.content
     if not columns:
         raise ValueError(
             "Refine Mask follows the words of the edit's prompt, and the prompt is empty. Connect the Prompt with "

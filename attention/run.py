@@ -94,6 +94,7 @@ class Run:
         halved: whether the source's two halves of guidance differ, so that a control may want both.
         kept: what controls compute once per run, see `once`.
         acted: controls that have acted in this run.
+        apart: whether a packed source did not fit into memory, and runs in a call of its own since.
         reading: what the UNet call of the moment is made for, if it is one that is differentiated.
     """
 
@@ -111,6 +112,7 @@ class Run:
     kept: dict[Hashable, Any] = field(default_factory=dict)
     roles_captured: set[str] = field(default_factory=set)
     packed_source: Tensor | None = None
+    apart: bool = False
     capture_now: Callable[[], None] | None = None
     cross_tokens: dict[tuple[str, int, int], int] = field(default_factory=dict)
     acted: set[Control] = field(default_factory=set)
@@ -195,7 +197,7 @@ class Run:
 
     def packs(self) -> bool:
         """Whether the source rides in the target's call at this step; not where others read it before that."""
-        return self.plan.packed and not self.moves()
+        return self.plan.packed and not self.apart and not self.moves()
 
     def mixer(self) -> Control | None:
         """The control whose second negative prompt runs at this step."""

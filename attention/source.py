@@ -18,7 +18,10 @@ from ..inversion.record import Conditioning
 from . import null_context
 from .plan import KEY, KEY_NEGATIVE, KEY_SECOND, SOURCES
 from .run import Call, Phase, Run, savable
+from .words import Prompt
 
+SAME_TEXT = 1e-2
+"""Relative difference up to which two encoded texts are one: it may have been stored in half precision."""
 _EDITS_OWN = ("control", "control_apply_to_uncond")
 """Options of a conditioning that belong to the edit and not to the source."""
 
@@ -39,6 +42,24 @@ def source_conditioning(conditioning: Conditioning, name: str = "source prompt o
         )
     states, options = conditioning[0]
     return [[states, {k: v for k, v in options.items() if k not in _EDITS_OWN}]]
+
+
+def check_source_prompt(run: Run, prompt: Prompt, name: str) -> None:
+    """Refuse a source prompt that is not the one which the run's image was inverted or drawn with.
+
+    The maps of its words would be read in another text, whose words stand elsewhere.
+
+    Raises:
+        ValueError: the encoded texts differ.
+    """
+    if run.inversion is None or prompt.states is None:
+        return
+    own, given = run.inversion.conditioning[0][0].float().cpu(), prompt.states.float().cpu()
+    if own.shape[1:] != given.shape[1:] or float((own - given).norm()) > SAME_TEXT * float(own.norm()):
+        raise ValueError(
+            f"{name}'s source_prompt is {prompt.text!r}, but the inversion was made with another prompt (or another "
+            "CLIP). Connect that Prompt with Words' conditioning to DDIM Inversion's source too."
+        )
 
 
 def add_conditionings(run: Run) -> None:

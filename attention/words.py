@@ -71,12 +71,14 @@ class Prompt:
         tokens: one for every place of the context's token axis, in order.
         spelled: its words in order.
         tokenizer: reads phrases as it read the prompt.
+        states: (1, L, C), what the encoder made of it; None if it was only read.
     """
 
     text: str
     tokens: tuple[Token, ...]
     spelled: tuple[Word, ...]
     tokenizer: Tokenizer = field(repr=False)
+    states: Tensor | None = field(default=None, repr=False)
 
     @property
     def length(self) -> int:

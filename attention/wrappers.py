@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -21,6 +22,9 @@ from .run import Call, Phase, Run, savable
 from .source import add_conditionings, guided, prepare_source, present_as, source_conds, with_source
 
 log = logging.getLogger(__name__)
+
+STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
+"""Parts of the names of the host's samplers that add noise."""
 
 
 def _run_of(options: dict[str, Any]) -> Run | None:
@@ -50,6 +54,7 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     if plan.schedule is not None:
         noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
     run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
+    _warn_of_noise(plan, sampler)
     options[KEY] = run
     if any(control.moves for control in plan.controls):
         callback = checked(run, callback)
@@ -85,6 +90,17 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
         savable(lambda control=control: control.prepare(run))
     _log_plan(run, latent.shape[0])
     return run
+
+
+def _warn_of_noise(plan: Plan, sampler: Any) -> None:
+    """Say that a sampler which draws noise of its own loses the image that a run starts from."""
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if plan.schedule is not None and any(part in name for part in STOCHASTIC):
+        log.warning(
+            "Attention Edit: %s adds noise of its own in every step, so the image is lost. Use euler, ddim, heun or "
+            "dpmpp_2m.",
+            name.removeprefix("sample_"),
+        )
 
 
 def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
@@ -202,12 +218,29 @@ def _predict_noise(
         for control in run.acting():
             given = control.model_input(run, given, run.sigma)
         with run.during(Phase.EDIT):
-            denoised = executor(given, timestep, model_options, seed)
+            denoised = _apart_if_needed(run, guider, (given, timestep, model_options, seed), executor)
     finally:
         run.forget_source()
     for control in run.acting():
         denoised = control.denoised(run, denoised, x, run.sigma)
     return denoised
+
+
+def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: Any) -> Tensor:
+    """The edit's prediction; where a packed source does not fit into memory, once more with the source apart."""
+    try:
+        return executor(*given)
+    except Exception as error:
+        if run.packed_source is None:
+            raise
+        comfy.model_management.raise_non_oom(error)
+    # Outside of the handler, whose traceback would hold the call's tensors.
+    log.warning("Attention Edit: out of memory with one_call; the source runs in a call of its own from here on.")
+    run.apart = True
+    run.forget_source()
+    comfy.model_management.soft_empty_cache()
+    prepare_source(run, guider, *given[1:3])
+    return executor(*given)
 
 
 def _calc_cond_batch(

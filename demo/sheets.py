@@ -37,13 +37,25 @@ def sheet(columns: Mapping[str, Image.Image], title: str) -> Image.Image:
     return made
 
 
-def thumbnail(before: Image.Image, after: Image.Image, side: int = 256) -> Image.Image:
-    """Before and after as one picture of 2:1, for the template browser."""
+def thumbnail(before: Image.Image | None, after: Image.Image, side: int = 256) -> Image.Image:
+    """Before and after as one picture of 2:1, for the template browser; a wide result, or one from nothing, alone."""
     made = Image.new("RGB", (2 * side, side), "white")
-    for place, picture in enumerate((before, after)):
-        small = picture.convert("RGB").resize((side - place, side), Image.Resampling.LANCZOS)
-        made.paste(small, (place * (side + 1), 0))
+    alone = before is None or after.width > 1.5 * after.height
+    if before is None or alone:
+        _fit(made, after, (0, 0, 2 * side, side))
+    else:
+        _fit(made, before, (0, 0, side, side))
+        _fit(made, after, (side + 1, 0, 2 * side, side))
     return made
+
+
+def _fit(made: Image.Image, picture: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """Put a picture into the middle of a box, as large as it goes."""
+    left, top, right, bottom = box
+    scale = min((right - left) / picture.width, (bottom - top) / picture.height)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    made.paste(small, (left + (right - left - size[0]) // 2, top + (bottom - top - size[1]) // 2))
 
 
 def strip(pairs: Sequence[tuple[str, Image.Image, Image.Image]], side: int = 192) -> Image.Image:

@@ -72,8 +72,18 @@ class Run:
     images: dict[str, Image.Image]
 
 
-COLUMNS = {"PreviewImage": "before", "MaskPreview": "mask", "SaveImage": "after", "AttnEditReconstruct": "error"}
-"""Which node's picture goes into which column."""
+COLUMNS = {
+    "Before": "before",
+    "May Change": "mask",
+    "First Region": "mask",
+    "Heat": "heat",
+    "Components": "components",
+    "Reconstruction": "reconstruction",
+    "After": "after",
+}
+"""Which node's picture, by its title, goes into which column of a sheet."""
+STRIP = ("cpam-background", "cpam-keep-object", "cpam-remove", "cpam-replace")
+"""The workflows of the README's first picture."""
 
 
 def run(server: ComfyServer, name: str, prompt: Prompt, workflow: Any = None) -> Run:
@@ -96,9 +106,9 @@ def run(server: ComfyServer, name: str, prompt: Prompt, workflow: Any = None) ->
     finally:
         progress.close()
     images: dict[str, Image.Image] = {}
-    for kind, column in COLUMNS.items():
+    for title, column in COLUMNS.items():
         for number, entry in prompt.items():
-            found = result.images(number) if entry["class_type"] == kind else []
+            found = result.images(number) if entry["_meta"]["title"] == title else []
             if found:
                 images[column] = Image.open(io.BytesIO(server.fetch(found[0]))).convert("RGB")
     task, text = expected.task_of(prompt), expected.text_of(prompt)
@@ -166,12 +176,11 @@ def _has(prompt: Prompt, kind: str) -> bool:
 def write_thumbnails(runs: list[Run]) -> None:
     """The template browser's pictures, and the README's, from real results."""
     for made in runs:
-        # A workflow that edits no picture starts from a mask.
-        before = made.images["before" if "before" in made.images else "mask"]
-        picture = sheets.thumbnail(before, made.images["after"])
+        after = made.images["after" if "after" in made.images else "reconstruction"]
+        picture = sheets.thumbnail(made.images.get("before"), after)
         picture.save(WORKFLOWS / f"{made.name}.jpg", quality=90)
         say(f"wrote workflows/{made.name}.jpg")
-    edits = [made for made in runs if "truth" in made.images]
+    edits = [made for made in runs if made.name in STRIP]
     PICTURES.mkdir(exist_ok=True)
     pairs = [(made.title.split(": ")[-1], made.images["before"], made.images["after"]) for made in edits]
     sheets.strip(pairs).save(PICTURES / "edits.png")

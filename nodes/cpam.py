@@ -116,8 +116,8 @@ class CPAMNode(io.ComfyNode):
                     default=-1,
                     min=-1,
                     max=69,
-                    tooltip="First layer that keeps the object's look; -1 takes the paper's: 7 of 16 for SD1.x and "
-                    "SD2.x, 54 of 70 for SDXL.",
+                    tooltip="First layer that keeps the object's look; -1 takes the released code's: 7 of 16 for SD1.x "
+                    "and SD2.x, 54 of 70 for SDXL.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -159,7 +159,7 @@ class CPAMNode(io.ComfyNode):
     ) -> io.NodeOutput:
         layer = None if retain_layer < 0 else retain_layer
         control = CPAM(masks, retain_start, layer, key_mask, normal_share, localized, mask_resize, end)
-        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call))
+        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
 
 
 class ExactBackgroundNode(io.ComfyNode):

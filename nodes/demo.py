@@ -18,6 +18,7 @@ class DemoModelNode(io.ComfyNode):
             category=f"{CATEGORY}/demo",
             description="A tiny text-to-image model that comes with the pack and knows coloured shapes only. It shows "
             "what a workflow does; replace it by Load Checkpoint for your own photographs.",
+            search_aliases=["example checkpoint", "test model", "tiny model"],
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="SD1.x topology, tiny widths."),
@@ -44,6 +45,7 @@ class DemoSceneNode(io.ComfyNode):
             category=f"{CATEGORY}/demo",
             description="A rendered 128x128 picture to edit with the Demo Model, with the mask of one object. Replace "
             "it by Load Image for your own photographs.",
+            search_aliases=["example image", "test image", "sample picture"],
             inputs=[
                 io.Int.Input("scene", default=1, min=0, max=100_000, tooltip="Which picture; every number is another."),
                 io.Int.Input("objects", default=1, min=1, max=2, tooltip="How many objects it shows."),

@@ -147,13 +147,13 @@ class MasaCtrlNode(io.ComfyNode):
                 ),
                 PromptSocket.Input("target_prompt", optional=True, tooltip="Prompt of the edit, for masks from words."),
                 io.String.Input(
-                    "source_word",
+                    "source_words",
                     default="",
                     optional=True,
                     tooltip="The object as the caption of the source names it.",
                 ),
                 io.String.Input(
-                    "target_word", default="", optional=True, tooltip="The object as the prompt of the edit names it."
+                    "target_words", default="", optional=True, tooltip="The object as the prompt of the edit names it."
                 ),
             ],
             outputs=[model_output()],
@@ -173,15 +173,15 @@ class MasaCtrlNode(io.ComfyNode):
         masks: Any = None,
         source_prompt: Any = None,
         target_prompt: Any = None,
-        source_word: str = "",
-        target_word: str = "",
+        source_words: str = "",
+        target_words: str = "",
     ) -> io.NodeOutput:
         control = MasaCtrl(
             start,
             None if first_layer < 0 else first_layer,
             end,
             None if masks is None else (masks.source, masks.target),
-            word_masks(source_prompt, target_prompt, source_word, target_word, threshold),
+            word_masks(source_prompt, target_prompt, source_words, target_words, threshold),
             union,
         )
         if control.masks is not None and control.words is not None:
@@ -189,21 +189,21 @@ class MasaCtrlNode(io.ComfyNode):
         return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
 
 
-def word_masks(source: Any, target: Any, source_word: str, target_word: str, threshold: float) -> WordMasks | None:
+def word_masks(source: Any, target: Any, source_words: str, target_words: str, threshold: float) -> WordMasks | None:
     """Masks from words, None if none are named.
 
     Raises:
         ValueError: only some of prompts and words are given, or a word is not in its prompt.
     """
-    if not source_word.strip() and not target_word.strip():
+    if not source_words.strip() and not target_words.strip():
         return None
     missing = [
         name
         for name, value in (
             ("source_prompt", source),
             ("target_prompt", target),
-            ("source_word", source_word.strip()),
-            ("target_word", target_word.strip()),
+            ("source_words", source_words.strip()),
+            ("target_words", target_words.strip()),
         )
         if not value
     ]
@@ -212,7 +212,7 @@ def word_masks(source: Any, target: Any, source_word: str, target_word: str, thr
             f"MasaCtrl's masks from words need both prompts and both words; {', '.join(missing)} is missing. Connect "
             "Prompt with Words, and name the object as each prompt does."
         )
-    words = WordMasks(source, target, source_word, target_word, threshold)
+    words = WordMasks(source, target, source_words, target_words, threshold)
     words.columns()
     return words
 

@@ -124,6 +124,7 @@ class SaveInversionNode(io.ComfyNode):
             category=f"{CATEGORY}/inversion",
             description="Saves an inversion to output/inversions, to edit the same image again another day.",
             is_output_node=True,
+            search_aliases=["store inversion", "keep trajectory", "safetensors inversion"],
             inputs=[
                 inversion_input(),
                 io.String.Input("filename_prefix", default="photo", tooltip="File name; a number is put behind it."),
@@ -146,6 +147,7 @@ class LoadInversionNode(io.ComfyNode):
             display_name="Load Inversion",
             category=f"{CATEGORY}/inversion",
             description="Loads what Save Inversion has written. Use the model that it was made with.",
+            search_aliases=["stored inversion", "open trajectory", "safetensors inversion"],
             inputs=[
                 io.Combo.Input(
                     "file",

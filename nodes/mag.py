@@ -31,7 +31,9 @@ class MAGNode(io.ComfyNode):
             search_aliases=["mag-edit", "attention guidance", "local edit", "attend and excite", "gradient guidance"],
             inputs=[
                 model_input(),
-                PromptSocket.Input("target", tooltip="Target prompt, from the Prompt with Words that is sampled with."),
+                PromptSocket.Input(
+                    "target_prompt", tooltip="Target prompt, from the Prompt with Words that is sampled with."
+                ),
                 io.Mask.Input("mask", tooltip="Where they shall appear. Draw it closely."),
                 io.String.Input(
                     "words",
@@ -82,7 +84,7 @@ class MAGNode(io.ComfyNode):
     def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
         cls,
         model: Any,
-        target: Any,
+        target_prompt: Any,
         mask: Tensor,
         words: str,
         constraint: str,
@@ -105,7 +107,7 @@ class MAGNode(io.ComfyNode):
         curve = Curve(words, constraint)
         effort = PRESETS.get(preset, {"iterations": iterations, "start": start, "end": end, "gain": gain})
         part = MAG(
-            look_up(target, words),
+            look_up(target_prompt, words),
             drawn(mask),
             CONSTRAINTS[constraint],
             weight,
@@ -115,7 +117,7 @@ class MAGNode(io.ComfyNode):
             blend=blend_start,
             checkpointing=low_memory,
             curve=curve,
-            length=target.length,
+            length=target_prompt.length,
             **effort,
         )
         return io.NodeOutput(add_guidance(model, part, inversion), curve)
@@ -221,6 +223,7 @@ class GuidanceCurveNode(io.ComfyNode):
                 io.Image.Output(display_name="plot", tooltip="Loss above, share of attention below."),
                 io.String.Output(display_name="report", tooltip="The same in words, with advice if it did not work."),
             ],
+            is_output_node=True,
         )
 
     @classmethod

@@ -203,7 +203,7 @@ class DiffMaskNode(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFFFFFF,
+                    max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
                     tooltip="Seed of the noises; the same seed gives the same mask.",
                 ),

@@ -181,7 +181,7 @@ class LocalBlendNode(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         if mask is not None:
-            control = ExactBackground(as_mask(mask, "mask of Local Blend"), start)
+            control = ExactBackground(_drawn(mask), start, "Local Blend")
             return io.NodeOutput(engine.install(model, control, inversion))
         control = LocalBlend(
             source_prompt,
@@ -195,6 +195,17 @@ class LocalBlendNode(io.ComfyNode):
         )
         control.columns()
         return io.NodeOutput(engine.install(model, control, inversion))
+
+
+def _drawn(mask: Tensor) -> Tensor:
+    """A mask (M, H, W) bool; ValueError if it selects nothing, which would bring the source back."""
+    chosen = as_mask(mask, "mask of Local Blend")
+    if not chosen.any():
+        raise ValueError(
+            "The mask of Local Blend selects nothing, so the result would be the source. Draw where the image may "
+            "change, or disconnect the mask and name words."
+        )
+    return chosen
 
 
 class EmbCtrlNode(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -43,4 +44,5 @@ class PromptNode(io.ComfyNode):
         if clip is None:
             raise ValueError("The CLIP input is empty: this checkpoint has no text encoder. Load one with Load CLIP.")
         prompt = read_prompt(clip, text)
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)), prompt)
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return io.NodeOutput(conditioning, replace(prompt, states=conditioning[0][0]))

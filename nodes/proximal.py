@@ -19,7 +19,7 @@ class ProximalNode(io.ComfyNode):
         return io.Schema(
             node_id="AttnEditProximal",
             display_name="Proximal Guidance",
-            category=f"{CATEGORY}/inversion",
+            category=f"{CATEGORY}/methods",
             description="Lets guidance act only where the prompts disagree most, and brings the rest back to the "
             "photograph. Made for Negative-Prompt Inversion: with it the edit keeps far more of the image.",
             search_aliases=["proxedit", "proximal npi", "proxnpi", "limit guidance"],

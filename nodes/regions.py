@@ -68,7 +68,7 @@ class RegionPromptsNode(io.ComfyNode):
                     "(the paper's), or the sampler's positive prompt.",
                 ),
             ],
-            outputs=[model_output()],
+            outputs=[model_output("a sampler, or CPAM")],
         )
 
     @classmethod

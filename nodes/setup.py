@@ -60,7 +60,7 @@ class EditSetupNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                model_output(),
+                model_output("KSampler, or a guider of SamplerCustomAdvanced"),
                 io.Noise.Output(display_name="noise", tooltip="No noise: the latent holds it already."),
                 io.Sigmas.Output(display_name="sigmas", tooltip="The inversion's schedule."),
                 io.Latent.Output(display_name="latent", tooltip="The inverted noise, for either sampler node."),

@@ -22,16 +22,16 @@ def model_input() -> io.Input:
     )
 
 
-def model_output() -> io.Output:
-    """The MODEL with the edit on it."""
-    return io.Model.Output(
-        display_name="model", tooltip="The same model with this edit; connect further edits or Edit Setup."
-    )
+def model_output(then: str = "further edits or Edit Setup") -> io.Output:
+    """The MODEL with the edit on it; `then`: what to connect it to."""
+    return io.Model.Output(display_name="model", tooltip=f"The same model with this edit; connect {then}.")
 
 
 def inversion_input() -> io.Input:
     """The source image."""
-    return InversionSocket.Input("inversion", tooltip="The source image, from DDIM Inversion or Load Inversion.")
+    return InversionSocket.Input(
+        "inversion", tooltip="The source image, from any inversion node, Load Inversion or Source from Prompt."
+    )
 
 
 def disk_cache_input() -> io.Input:

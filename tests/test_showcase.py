@@ -137,9 +137,12 @@ def test_sheets() -> None:
     assert made.width == 256 + 512 + 3 * sheets.GAP
     assert made.getpixel((sheets.GAP + 128, 200)) == (255, 0, 0)
     assert made.getpixel((2 * sheets.GAP + 256 + 200, 200)) == (0, 0, 255)
-    small = sheets.thumbnail(red, blue)
-    assert small.size == (512, 256)
-    assert (small.getpixel((10, 10)), small.getpixel((500, 10))) == ((255, 0, 0), (0, 0, 255))
+    green = Image.new("RGB", (128, 128), "green")
+    pair, wide, alone = sheets.thumbnail(red, green), sheets.thumbnail(red, blue), sheets.thumbnail(None, green)
+    assert pair.size == wide.size == alone.size == (512, 256)
+    assert (pair.getpixel((10, 10)), pair.getpixel((500, 10))) == ((255, 0, 0), (0, 128, 0))
+    assert (wide.getpixel((10, 10)), wide.getpixel((500, 10))) == ((0, 0, 255), (0, 0, 255))
+    assert (alone.getpixel((10, 10)), alone.getpixel((256, 10))) == ((255, 255, 255), (0, 128, 0))
 
 
 @pytest.mark.server

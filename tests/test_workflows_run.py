@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 
 FILES = sorted(FOLDER.glob("*.json"))
 EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8")]
-INJECTIONS = ("embctrl", "fpe", "masactrl", "p2p-refine-reweight", "p2p-swap", "pnp")
+INJECTIONS = ("embctrl", "fpe", "masactrl", "p2p-refine-reweight", "p2p-swap", "pnp", "proximal-edit")
 """Edits that take no mask."""
 MARGIN = 16
 """Pixels around the changed mask that do not count: a latent cell changes as a whole, and the decoder mixes it into
