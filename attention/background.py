@@ -5,7 +5,6 @@ The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any samp
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,12 +22,20 @@ def keep_source(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(source.to(x).expand_as(x), x, mask)
 
 
-class SourceOutside(Control, ABC):
-    """Blends the source in outside a mask, at every step of any sampler: what `mask` says is the method's own."""
+@dataclass(frozen=True, eq=False)
+class ExactBackground(Control):
+    """Keep the image outside a mask exactly, up to the autoencoder.
 
-    @abstractmethod
-    def mask(self, run: Run, like: Tensor) -> Tensor | None:
-        """(B, 1, h, w) in 0..1 as `like`: 1 where the image may change. None leaves all of it as it is."""
+    Attributes:
+        changed: (M, H, W) bool, where the image may change.
+        start: share of the steps after which blending begins (MAG-Edit 0.7, Prompt-to-Prompt 0.2).
+        name: the node's that put it there.
+    """
+
+    changed: Tensor
+    start: float = 0.0
+    name: str = "Exact Background"
+    guidable = True
 
     def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
         """The network sees the source's latent outside the mask."""
@@ -43,32 +50,12 @@ class SourceOutside(Control, ABC):
         return self._blend(run, latent, lambda inversion: inversion.latents[0])
 
     def _blend(self, run: Run, x: Tensor, source: Callable[[Inversion], Tensor]) -> Tensor:
-        mask = self.mask(run, x)
-        if mask is None or run.inversion is None:
-            return x
+        assert run.inversion is not None
+        mask = run.once((self, x.shape, x.device, x.dtype), lambda: self._cells(x))
         return keep_source(x, source(run.inversion), mask)
 
-
-@dataclass(frozen=True, eq=False)
-class ExactBackground(SourceOutside):
-    """Keep the image outside a mask exactly, up to the autoencoder.
-
-    Attributes:
-        changed: (M, H, W) bool, where the image may change.
-        start: share of the steps after which blending begins (MAG-Edit 0.7, Prompt-to-Prompt 0.2).
-        name: the node's that put it there.
-    """
-
-    changed: Tensor
-    start: float = 0.0
-    name: str = "Exact Background"
-    guidable = True
-
-    def mask(self, run: Run, like: Tensor) -> Tensor | None:
-        """A latent cell changes when any of its pixels does."""
-        return run.once((self, like.shape, like.device, like.dtype), lambda: self._cells(like))
-
     def _cells(self, like: Tensor) -> Tensor:
+        """(B, 1, h, w) as `like`: 1 where any pixel of a latent cell changes."""
         cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
         return for_batch(cells, like.shape[0], f"mask of {self.name}")[:, None].to(like)
 

@@ -152,6 +152,8 @@ class Control:
 
     moves: bool = False
     """Whether it changes the sampler's own latent, see `moved`."""
+    keeps_sums: bool = False
+    """Whether layers add to sums while a UNet call runs, so that a call must not be made twice."""
     shapes_guidance: bool = False
     """Whether it changes what guidance multiplies, see `difference`."""
     guidable: bool = False

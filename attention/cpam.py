@@ -73,6 +73,11 @@ class CPAM(Control):
     name = "CPAM"
     guidable = True
 
+    @property
+    def keeps_sums(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Refinement sums maps up."""
+        return self.masks.refinement is not None
+
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
         return family.layers
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .masks import as_mask, dilate, dilation_radius
+from .masks import as_mask, grow
 from .refine import Refinement
 
 TASKS = (
@@ -64,7 +64,7 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
             or a part: the region to alter).
         task: one of TASKS.
         dilation: kernel side as a share of the square root of the mask's area (0.1 in the official code). Not used
-            by REGION_TASKS.
+            for a background (0.001 there, which is none) and by REGION_TASKS.
         invert: the mask selects the opposite.
 
     Raises:
@@ -83,11 +83,9 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
         )
     if task in REGION_TASKS:
         return EditMasks(source=chosen, target=chosen, retain=False, changed=chosen)
-    radius = max(1, dilation_radius(chosen, dilation)) if dilation > 0 else 0
     if task == "change the background":
-        ground = ~chosen
-        return EditMasks(source=ground, target=dilate(ground, radius), retain=False, changed=dilate(ground, radius))
-    grown = dilate(chosen, radius)
+        return EditMasks(source=~chosen, target=~chosen, retain=False, changed=~chosen)
+    grown = grow(chosen, dilation)
     if task == "remove the object":
         # With no target pixels everything attends to background keys only (Eqs 1-3 with M_t empty).
         return EditMasks(source=grown, target=torch.zeros_like(grown), retain=False, changed=grown)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from comfy.patcher_extension import CallbacksMP
+
 from ..inversion.record import Inversion
 from .control import Control
 from .families import Family, Layer, family_of
@@ -75,7 +77,17 @@ def with_plan(model: Any, plan: Plan) -> Any:
     for kind, wrapper in WRAPPERS:
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _own_hooks)
     return patched
+
+
+def _own_hooks(_: Any, clone: Any) -> None:
+    """Give a clone hooks of its own: other packs add to them, and must not add to the model that was cloned."""
+    for patches in clone.model_options["transformer_options"].get("patches_replace", {}).values():
+        for key, patch in patches.items():
+            if isinstance(patch, SiteHook):
+                patches[key] = replace(patch, added=list(patch.added))
 
 
 _NAMES = {"self": "attn1", "cross": "attn2"}

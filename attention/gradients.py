@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .plan import KEY
+from .residual import PATCH, take_residual
+from .run import Call
 
 GRAPH_ROWS = {False: 6, True: 3}
 """Rows of plain sampling that take as much memory as one row with its graph, by checkpointing (SD1.5, 512 px)."""
@@ -71,7 +73,8 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
     """
     device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
     with torch.inference_mode(False):
-        frozen = _freeze(model.diffusion_model, device, dtype)
+        own = model.get_dtype() if model.current_patcher.is_dynamic() else None
+        frozen = _freeze(model.diffusion_model, device, dtype, own)
         try:
             with torch.enable_grad():
                 yield _options(options, checkpointing)
@@ -135,12 +138,21 @@ class _Constant:
         return getattr(self._control, name)
 
 
-def _freeze(unet: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> list[torch.nn.Parameter]:
-    """Make weights ones that autograd can save and does not differentiate; those whose flag was taken."""
+def _freeze(
+    unet: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None
+) -> list[torch.nn.Parameter]:
+    """Make weights ones that autograd can save and does not differentiate; those whose flag was taken.
+
+    Args:
+        device, dtype: where and in what the host computes.
+        own: precision to which the host casts weights as it fetches them, where it loads dynamically.
+    """
     frozen = []
     for module in unet.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            used_itself = parameter.dtype == dtype
+            # Weights that wait elsewhere come in the model's own precision, whatever the file's.
+            given = parameter.dtype if parameter.device == device or own is None else own
+            used_itself = given == dtype
             if used_itself and parameter.device != device:
                 raise ValueError(
                     f"Not all of the model fits on {device}, and gradients cannot be computed with {dtype} weights "
@@ -183,7 +195,8 @@ def _options(options: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
     patches[name] = [*patches.get(name, []), _apart_from_skip]
     if checkpointing:
         name = "forward_timestep_embed_patch"
-        patches[name] = [*patches.get(name, []), (SpatialTransformer, _checkpointed), (ResBlock, _checkpointed)]
+        others = [patch for patch in patches.get(name, []) if patch is not PATCH]  # the first one counts
+        patches[name] = [*others, (SpatialTransformer, _checkpointed), (ResBlock, _checkpointed)]
     transformer["patches"] = patches
     return {key: value for key, value in options.items() if key != "multigpu_clones"} | {
         "transformer_options": transformer
@@ -210,6 +223,9 @@ def _checkpointed(
     The options are copied, because the host writes the present block into them and goes on.
     """
     if isinstance(layer, ResBlock):
+        call = options.get(KEY)
+        if isinstance(call, Call) and call.run.reads_block(options.get("block")):
+            return take_residual(layer, x, emb, context, options)
         return _again(layer, x, emb)
     out = _again(layer, x, context, dict(options))
     if "transformer_index" in options:

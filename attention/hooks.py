@@ -90,9 +90,9 @@ class SiteHook:
     def _own_tokens(self, options: dict[str, Any], k: Tensor) -> int:
         """Tokens of the rows' own context, without those that our controls appended."""
         call = options.get(KEY)
-        if self.kind == "cross" and isinstance(call, Call):
+        if self.kind == "cross" and isinstance(call, Call) and call.run.phase is Phase.EDIT:
             return call.run.cross_tokens.get(self.layer.key, k.shape[1])
-        return k.shape[1]
+        return k.shape[1]  # nothing is appended to the source's own call
 
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alignment import find_word, find_words
-from .background import SourceOutside
-from .control import AttentionCall
+from .background import keep_source
+from .control import AttentionCall, Control
 from .families import Family, Layer
+from .guidance import Network
 from .maps import cross_map
 from .masactrl import MAP_SCALE
 from .run import Run
@@ -30,7 +31,7 @@ class _Sums:
 
 
 @dataclass(frozen=True, eq=False)
-class LocalBlend(SourceOutside):
+class LocalBlend(Control):
     """Local blend.
 
     Attributes:
@@ -50,6 +51,8 @@ class LocalBlend(SourceOutside):
     threshold: float = 0.3
     subtract_threshold: float = 0.3
     name = "Local Blend"
+    moves = True
+    keeps_sums = True
 
     def columns(self) -> dict[str, tuple[int, ...]]:
         """Token positions by side and purpose.
@@ -102,21 +105,31 @@ class LocalBlend(SourceOutside):
                 sums.add(name, side[..., list(positions)].sum(-1).unflatten(1, call.shape))
         return call.own()
 
-    def model_input(self, run: Run, x: Tensor, sigma: float) -> Tensor:
-        """Blended from the step after the first blending on: that one acts on the step's outcome only."""
-        return super().model_input(run, x, sigma) if run.step > round(self.start * run.steps) else x
+    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
+        """The step before is over; the first step that is blended counts by its outcome only."""
+        assert run.inversion is not None
+        return self._blended(run, x, run.inversion.at(run.sigma)) if run.step > round(self.start * run.steps) else x
 
-    def mask(self, run: Run, like: Tensor) -> Tensor | None:
-        """Where either prompt's words attend and no subtracted word does."""
+    def result(self, run: Run, latent: Tensor) -> Tensor:
+        """The last step's outcome."""
+        assert run.inversion is not None
+        return self._blended(run, latent, run.inversion.latents[0])
+
+    def _blended(self, run: Run, latent: Tensor, source: Tensor) -> Tensor:
+        mask = self.mask(run, latent)
+        return latent if mask is None else keep_source(latent, source, mask)
+
+    def mask(self, run: Run, latent: Tensor) -> Tensor | None:
+        """(B, 1, h, w), 1 where either prompt's words attend and no subtracted word does; None before any step."""
         sums = run.once((self, "sums"), _Sums).maps
-        if not sums or run.step < round(self.start * run.steps):
+        if not sums:
             return None
-        size = (like.shape[-2], like.shape[-1])
+        size = (latent.shape[-2], latent.shape[-1])
         chosen = _above(sums["source"], size, self.threshold, 3) | _above(sums["target"], size, self.threshold, 3)
         if self.subtract:
             for name in ("source kept", "target kept"):
                 chosen = chosen & ~_above(sums[name], size, self.subtract_threshold, 1)
-        return chosen[:, None].to(like)
+        return chosen[:, None].to(latent)
 
 
 def _either(source: Prompt, target: Prompt, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -164,8 +164,13 @@ class MAG(Control):
         """Key of the negative words' prompt among the guider's conditionings."""
         return f"{KEY}_mag_{id(self)}"
 
+    @property
+    def guides(self) -> bool:
+        """Whether it has any effect; without one the run is what it would be without it."""
+        return self.iterations > 0 and self.scale > 0 and self.weight > 0
+
     def acts(self, run: Run) -> bool:
-        return self.iterations > 0 and run.within(self.start, self.end)
+        return self.guides and run.within(self.start, self.end)
 
     def cross_attention(self, call: AttentionCall) -> Tensor:
         """Nothing is changed here: in a pass made for the maps they are taken."""

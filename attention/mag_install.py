@@ -33,7 +33,7 @@ def add_guidance(model: Any, part: MAG, inversion: Inversion | None = None) -> A
         ValueError: as `engine.install`; or weights that cannot be differentiated.
     """
     present = [control for control in plan_of(model).controls if isinstance(control, MAG)]
-    if part.iterations and not any(control.iterations for control in present):
+    if part.guides and not any(control.guides for control in present):
         model = for_gradients(model, part.checkpointing)
     if not present:
         model = engine.install(model, MAGBlend(), inversion)

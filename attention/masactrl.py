@@ -74,6 +74,11 @@ class MasaCtrl(Control):
     both_halves: bool = True
     name = "MasaCtrl"
 
+    @property
+    def keeps_sums(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Masks from words sum maps up."""
+        return self.words is not None
+
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
         first = FIRST_LAYER[family.name] if self.first_layer is None else self.first_layer
         return family.layers[first:]

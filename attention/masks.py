@@ -86,10 +86,9 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(1 - x, side, stride=1, padding=abs(radius))[:, 0] < 0.5
 
 
-def dilation_radius(mask: Tensor, share: float) -> int:
-    """CPAM's kernel k = sqrt(area) * share as a radius in pixels (official code; odd, hence symmetric)."""
-    area = float(mask.flatten(1).sum(1).float().mean())
-    return int(area**0.5 * share) // 2
+def grow(mask: Tensor, share: float) -> Tensor:
+    """Dilate each of (M, H, W) bool by CPAM's kernel, k = sqrt(area) * share (official code; odd, hence symmetric)."""
+    return torch.cat([dilate(item[None], int(float(item.sum()) ** 0.5 * share) // 2) for item in mask])
 
 
 def for_batch(mask: Tensor, batch: int, name: str) -> Tensor:

@@ -37,7 +37,7 @@ def checked(run: Run, callback: Any) -> Callable[[int, Tensor, Tensor, int], Non
         moved, run.moved = run.moved, None
         if moved is not None and x.data_ptr() != moved.data_ptr():
             raise ValueError(
-                "Guidance changes the sampler's own latent, but this sampler (or a noise mask on its latent) shows the "
+                "An edit changes the sampler's own latent, but this sampler (or a noise mask on its latent) shows the "
                 "model a copy of it. Use euler, ddim, heun, dpm_2, lms or dpmpp_2m, without Set Latent Noise Mask."
             )
         if callback is not None:

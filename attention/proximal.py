@@ -85,9 +85,14 @@ class ProximalHold(Control):
         if run.step <= round(self.start * run.steps):
             return x
         assert run.inversion is not None
-        return keep_source(x, run.inversion.at(run.sigma), run.kept[ProximalHold, "edited"])
+        return self._held(run, x, run.inversion.at(run.sigma))
 
     def result(self, run: Run, latent: Tensor) -> Tensor:
         """After the last step."""
         assert run.inversion is not None
-        return keep_source(latent, run.inversion.latents[0], run.kept[ProximalHold, "edited"])
+        return self._held(run, latent, run.inversion.latents[0])
+
+    def _held(self, run: Run, latent: Tensor, source: Tensor) -> Tensor:
+        """A run that begins late has no step behind it, and nothing to hold yet."""
+        edited = run.kept.get((ProximalHold, "edited"))
+        return latent if edited is None else keep_source(latent, source, edited)

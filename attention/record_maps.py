@@ -120,6 +120,7 @@ class RecordMaps(Control):
     end: float = 1.0
     name = "Record Attention Maps"
     passive = True
+    keeps_sums = True
     columns: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:

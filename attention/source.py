@@ -92,6 +92,8 @@ def add_conditionings(run: Run) -> None:
 
 def guided(guider: Any) -> bool:
     """Whether a host's guider runs the unconditional half."""
+    if hasattr(guider, "cfg1"):  # three prompts, each with a scale
+        return True
     return getattr(guider, "cfg", 1.0) != 1.0 or guider.model_options.get("disable_cfg1_optimization", False)
 
 

@@ -84,12 +84,23 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
     null_context.check_guidance(plan, guider)
+    _check_halves(plan, guider)
     run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
     add_conditionings(run)
     for control in plan.controls:
         savable(lambda control=control: control.prepare(run))
     _log_plan(run, latent.shape[0])
     return run
+
+
+def _check_halves(plan: Plan, guider: Any) -> None:
+    """Refuse a guider with three prompts where a control must know which is the negative one."""
+    names = [c.name for c in plan.controls if c.both_halves or c.shapes_guidance or c.second_negative() is not None]
+    if names and "middle" in guider.conds:
+        raise ValueError(
+            f"{' and '.join(names)} must know the two halves of guidance, and this guider has three prompts. Use "
+            "KSampler or CFG Guider."
+        )
 
 
 def _warn_of_noise(plan: Plan, sampler: Any) -> None:
@@ -208,6 +219,8 @@ def _predict_noise(
         return executor(x, timestep, model_options, seed)
     run.forget_source()
     run.acted.update(run.acting())
+    # Features of the source are read within one call, and so on one device.
+    model_options = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
     guider = executor.class_obj
     try:
         if run.inversion is not None and run.reads_source():
@@ -231,8 +244,8 @@ def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: An
     try:
         return executor(*given)
     except Exception as error:
-        if run.packed_source is None:
-            raise
+        if run.packed_source is None or any(control.keeps_sums for control in run.acting()):
+            raise  # what layers have added to sums before the failure would count twice
         comfy.model_management.raise_non_oom(error)
     # Outside of the handler, whose traceback would hold the call's tensors.
     log.warning("Attention Edit: out of memory with one_call; the source runs in a call of its own from here on.")
@@ -255,6 +268,7 @@ def _calc_cond_batch(
         return executor(model, conds, x_in, timestep, model_options)
     # A packed source comes first, so that it is never late; a second negative stands behind the guider's own.
     sources = source_conds(run) if run.packed_source is not None else []
+    sources = [null_context.replaced(run, 1, part) for part in sources]
     mixer = run.mixer() if len(conds) > 1 and conds[1] is not None else None
     second = [[c for c in run.guider.conds[KEY_SECOND] if "area" not in c]] if mixer is not None else []
     out = executor(model, [*sources, *conds, *second], x_in, timestep, model_options)[len(sources) :]

@@ -70,7 +70,8 @@ class Cost:
 
 def _counts_itself(device: torch.device) -> bool:
     """Whether PyTorch keeps the peak of a device's memory."""
-    return device.type != "cpu" and hasattr(torch, "accelerator") and hasattr(torch.accelerator, "max_memory_allocated")
+    known = device.type in ("cuda", "xpu")  # of others the allocator keeps no peak, and asking raises
+    return known and hasattr(torch, "accelerator") and hasattr(torch.accelerator, "max_memory_allocated")
 
 
 @contextmanager

@@ -13,6 +13,10 @@ SAMPLE = 1 << 16
 """Values of one weight that are looked at; models that were trained apart differ in nearly all of them."""
 
 
+ALGORITHM = 2
+"""Counted up when an inversion comes out otherwise than before, so that what older versions kept is not found."""
+
+
 class UnknownError(Exception):
     """Something whose content cannot be told; the text says what."""
 
@@ -105,5 +109,6 @@ def fingerprint(model: Any, *values: Any) -> str:
         UnknownError: the content of one of them cannot be told.
     """
     digest = Digest()
+    digest.add(ALGORITHM)
     add_model(digest, model)
     return digest.add(list(values)).name()

@@ -64,7 +64,8 @@ class Walker(comfy.samplers.Sampler):
             comfy.model_management.throw_exception_if_processing_interrupted()
             states = self.null(sigma) if self.null else None
             if states is not None:
-                model_wrap.conds["negative"] = with_states(negative, states.to(z))
+                beside = negative[0]["model_conds"]["c_crossattn"].cond  # on whose device the host batches the two
+                model_wrap.conds["negative"] = with_states(negative, states.to(beside))
             x = z * (1 + sigma * sigma) ** 0.5
             denoised = model_wrap(x, x.new_full((len(x),), sigma), extra_args["model_options"], extra_args["seed"])
             if callback is not None:

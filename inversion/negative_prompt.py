@@ -40,13 +40,16 @@ def negative_prompt_inversion(inversion: Inversion, negative: Conditioning | Non
     if interpolation:
         if negative is None:
             raise ValueError("An interpolation above 0 goes towards the negative prompt; connect an empty prompt.")
-        other = source_conditioning(negative, "negative prompt of negative-prompt inversion")[0][0]
+        other, others = source_conditioning(negative, "negative prompt of negative-prompt inversion")[0]
         if other.shape[1:] != states.shape[1:]:
             raise ValueError(
                 f"The source prompt has {states.shape[1]} text tokens, the negative prompt {other.shape[1]}; set "
                 "interpolation to 0, or shorten the longer one."
             )
         states = slerp(interpolation, *torch.broadcast_tensors(states.float(), other.float()))
+        pooled = options.get("pooled_output"), others.get("pooled_output")
+        if pooled[0] is not None and pooled[1] is not None:
+            options = {**options, "pooled_output": slerp(interpolation, pooled[0].float(), pooled[1].float())}
     return replace(
         inversion,
         method=f"{inversion.method} + negative prompt",

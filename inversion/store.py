@@ -70,13 +70,23 @@ def save(inversion: Inversion, prefix: str) -> Path:
         while True:
             path = stem.with_name(f"{stem.name}_{number:05d}{SUFFIX}")
             try:
-                # A hard link fails where a file exists; a rename would write over it.
-                os.link(part, path)
+                _place(part, path)
                 return path
             except FileExistsError:
                 number += 1
     finally:
         part.unlink(missing_ok=True)
+
+
+def _place(part: Path, path: Path) -> None:
+    """Give a file its name, FileExistsError if that is taken; a plain rename would write over it."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: take the name first
+        path.open("x").close()
+        part.replace(path)
 
 
 def write(inversion: Inversion, path: Path) -> None:

@@ -53,7 +53,8 @@ class EditMasksNode(io.ComfyNode):
                     "dilation",
                     0.1,
                     "Grows the mask, as a share of the object's size. Raise it when the new shape is larger, "
-                    "or when a removed object leaves an edge or a shadow. Not used to add an object or edit a part.",
+                    "or when a removed object leaves an edge or a shadow. Not used for the background, to add an "
+                    "object or edit a part.",
                 ),
                 io.Boolean.Input("invert", default=False, tooltip="The mask selects what is not the object."),
             ],

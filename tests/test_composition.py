@@ -56,6 +56,21 @@ def test_a_patch_that_takes_one_of_our_places_is_warned_of(model, inversion, cap
     assert "1 of 16 attention layers" in caplog.text
 
 
+def test_what_another_pack_adds_to_a_clone_stays_there(model, inversion):
+    """IPAdapter's nodes clone the model and add to the patches that they find."""
+    patched = engine.pin(engine.install(model, edits.SourceLook(), inversion), inversion, tuple(inversion.schedule))
+
+    def hooks(of):
+        return of.model_options["transformer_options"]["patches_replace"]["attn1"].values()
+
+    clone = patched.clone()
+    for hook in hooks(clone):
+        hook.add(lambda out, *_, **__: out)
+    assert all(len(hook.added) == 1 for hook in hooks(clone))
+    assert not any(hook.added for hook in hooks(patched))
+    assert all(len(hook.added) == 1 for hook in hooks(clone.clone()))
+
+
 def test_ipadapters_add_is_served(model, inversion):
     patched = engine.install(model, CPAM(edits.masks(), normal_share=0.0), inversion)
     hook = patched.model_options["transformer_options"]["patches_replace"]["attn2"][("output", 3, 0)]

@@ -254,3 +254,19 @@ def test_controlnet_residuals():
     assert not torch.allclose(kept[1], run(model)[1], rtol=1e-2)
     for a, b in zip(kept, again, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7 * float(a.abs().max()))
+
+
+def test_weights_that_the_host_fetches_in_another_precision(monkeypatch):
+    """Dynamic loading leaves a file's float32 on the CPU and casts to the model's fp16 as it fetches: no weight is
+    used itself, so nothing stands against a gradient. A fp32 model's would be."""
+    model = tiny.tiny_model(dtype=torch.float32)
+    model.model.diffusion_model.output_blocks[5].to("meta")  # elsewhere than the device that computes
+    model.model.current_patcher = model
+    monkeypatch.setattr(model, "is_dynamic", lambda: True)
+    model.model.manual_cast_dtype = torch.float32
+    monkeypatch.setattr(model.model, "get_dtype", lambda: torch.float16)
+    with differentiable(model.model, {}):
+        pass
+    monkeypatch.setattr(model.model, "get_dtype", lambda: torch.float32)
+    with pytest.raises(ValueError, match="Not all of the model fits"), differentiable(model.model, {}):
+        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import comfy.samplers
 import edits
 import pytest
 import tiny
@@ -13,9 +14,12 @@ from attention_edit.attention import engine
 from attention_edit.attention.cpam import CPAM
 from attention_edit.attention.families import family_of
 from attention_edit.attention.local_blend import LocalBlend
-from attention_edit.attention.mag import look_up
+from attention_edit.attention.mag import MAG, look_up
+from attention_edit.attention.mag_install import add_guidance
 from attention_edit.attention.masactrl import MasaCtrl, WordMasks
 from attention_edit.attention.p2p import P2P
+from attention_edit.attention.proximal import ProximalGuidance
+from attention_edit.attention.refine import Refinement
 from attention_edit.attention.source import check_source_prompt
 from attention_edit.nodes.p2p import LocalBlendNode
 from prompts import prompt
@@ -156,3 +160,49 @@ def test_guidance_of_one_with_both_halves(model, inversion):
     both.set_model_sampler_post_cfg_function(lambda args: args["denoised"], disable_cfg1_optimization=True)
     assert both.model_options["disable_cfg1_optimization"]
     assert edits.difference(edits.run(both, inversion, control, cfg=1.0), alone) < 1e-4
+
+
+def test_sums_are_not_made_twice(model, inversion):
+    """Out of memory in the middle of a call: layers before it have added to the sums already."""
+    calls = []
+
+    def short_of_memory(apply, args):
+        calls.append(len(args["input"]))
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    limited = model.clone()
+    limited.set_model_unet_function_wrapper(short_of_memory)
+    refined = edits.masks().refined(Refinement((1,), 77))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        edits.run(limited, inversion, CPAM(refined), packed=True)
+    assert calls == [3]
+
+
+class ThreePrompts(comfy.samplers.CFGGuider):
+    """A guider like the host's DualCFGGuider."""
+
+    cfg1 = cfg2 = 3.0
+
+    def set_prompts(self, first, second, negative):
+        self.inner_set_conds({"positive": first, "middle": second, "negative": negative})
+
+
+@pytest.mark.parametrize("control", [MasaCtrl(), ProximalGuidance()], ids=["masactrl", "proximal"])
+def test_a_guider_with_three_prompts_is_refused_where_halves_count(model, inversion, control):
+    patched = engine.pin(engine.install(model, control, inversion), inversion, tuple(inversion.schedule))
+    guider = ThreePrompts(patched)
+    guider.set_prompts(tiny.prompt(2), tiny.prompt(4), tiny.prompt(3))
+    start = edits.run_start()
+    with pytest.raises(ValueError, match="this guider has three prompts"), torch.inference_mode():
+        guider.sample(torch.zeros_like(start), start, comfy.samplers.sampler_object("euler"), torch.tensor([14.6, 0.0]))
+
+
+@pytest.mark.parametrize("zero", [{"scale": 0.0}, {"weight": 0.0}, {"iterations": 0}])
+def test_mag_edit_of_no_strength_is_the_run_without_it(model, inversion, zero):
+    control = P2P(SOURCE, TARGET)
+    bare = edits.run(model, inversion, control)
+    patched = engine.install(model, control, inversion)
+    part = MAG(((2,),), edits.box(), blend=1.0, **zero)
+    patched = engine.pin(add_guidance(patched, part, inversion), inversion, tuple(inversion.schedule))
+    out = tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), edits.run_start(), torch.tensor([14.6, 0.0]))
+    assert torch.equal(out, bare)

@@ -110,16 +110,37 @@ def test_no_steps_are_the_stock_sampler_bit_for_bit(model, inversion):
 def test_the_first_blending_is_on_the_outcome_of_its_step(model):
     """Of 50 steps the 11th is the first; its input is still the sampler's own."""
     inversion, _ = generated(model, steps=10)
-    steps = []
+    blended = []
 
     class Spy(LocalBlend):
-        def denoised(self, run, denoised, x, sigma):
-            out = super().denoised(run, denoised, x, sigma)
-            steps.append(
-                (run.step, not torch.equal(out, denoised), not torch.equal(self.model_input(run, x, sigma), x))
-            )
+        def moved(self, run, x, network):
+            out = super().moved(run, x, network)
+            blended.append((run.step, not torch.equal(out, x)))
             return out
 
     spy = Spy(CAT, DOG, ["cat"], ["dog"], start=0.2, threshold=1.0)
-    edits.run(model, inversion, spy)
-    assert steps == [(i, i >= 2, i > 2) for i in range(9)]
+    edits.run(model, inversion, P2P(CAT, DOG), spy)
+    assert blended == [(i, i > 2) for i in range(9)]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_place_that_the_mask_comes_to_begins_at_the_source(model, monkeypatch, sampler):
+    """The latent itself is replaced: nothing remains there of what was drawn before the mask moved away."""
+    inversion, _ = generated(model, steps=6)
+    seen = []
+
+    def nowhere_at_first(self, run, latent):
+        return torch.full_like(latent[:, :1], float(run.step >= 4))
+
+    monkeypatch.setattr(LocalBlend, "mask", nowhere_at_first)
+    moved = LocalBlend.moved
+
+    def spy(self, run, x, network):
+        out = moved(self, run, x, network)
+        if 1 < run.step < 4:
+            seen.append(edits.difference(out, run.inversion.at(run.sigma)))
+        return out
+
+    monkeypatch.setattr(LocalBlend, "moved", spy)
+    edits.run(model, inversion, P2P(CAT, DOG), BLEND, sampler=sampler)
+    assert seen and max(seen) < 1e-6

@@ -86,6 +86,22 @@ def test_a_batch_of_masks_that_does_not_fit_is_an_error(model, inversion):
         edits.run(model, inversion, CPAM(three, normal_share=0.0), batch=2)
 
 
+def test_each_mask_grows_by_its_own_size():
+    """CPAM's kernel is a share of the square root of a mask's area, in a batch as alone; none is no change."""
+    small, large = edits.box(24, 24, 20, 20), edits.box(24, 24, 80, 80)
+    both = edit_masks(torch.cat([small, large]).float(), "replace or recolour", 0.2).target
+    for mask, found in zip((small, large), both, strict=True):
+        assert torch.equal(found[None], edit_masks(mask.float(), "replace or recolour", 0.2).target)
+    assert int(both[0].sum()) == 24**2 and int(both[1].sum()) == 96**2
+    assert torch.equal(edit_masks(small.float(), "replace or recolour", 0.001).target, small)
+
+
+def test_a_new_background_leaves_every_pixel_of_the_object():
+    """The released code's 0.001 of the object's size, which is nothing."""
+    made = edit_masks(edits.box().float(), "change the background", 0.3)
+    assert torch.equal(made.target, ~edits.box()) and torch.equal(made.changed, ~edits.box())
+
+
 def test_dilation_is_symmetric_and_can_shrink():
     point = torch.zeros(1, 9, 9, dtype=torch.bool)
     point[0, 4, 4] = True

@@ -55,3 +55,12 @@ def test_interpolation(model, inversion):
         negative_prompt_inversion(inversion, None, 0.5)
     with pytest.raises(ValueError, match=r"77 text tokens.*154"):
         negative_prompt_inversion(inversion, tiny.prompt(3, tokens=154), 0.5)
+
+
+def test_interpolation_takes_sdxls_pooled_text_along():
+    model = tiny.tiny_model("SDXL")
+    inversion, other = edits.invert(model, "SDXL", steps=2), tiny.prompt(3, "SDXL")
+    found = negative_prompt_inversion(inversion, other, 1.0).null_options["pooled_output"]
+    assert torch.allclose(found, other[0][1]["pooled_output"], atol=1e-5)
+    own = inversion.conditioning[0][1]["pooled_output"]
+    assert torch.equal(negative_prompt_inversion(inversion, other, 0.0).null_options["pooled_output"], own)

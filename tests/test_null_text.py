@@ -113,6 +113,17 @@ def test_batch_equals_singles(model):
         assert torch.allclose(both.null_states[:, i : i + 1], alone.null_states, atol=1e-4)
 
 
+def test_a_packed_source_reads_the_null_text_of_its_step(model, inversion):
+    """Another one in every step, in the source's unconditional half too."""
+    count = len(inversion.sigmas) - 1
+    states = torch.stack([tiny.prompt(10 + i)[0][0] for i in range(count)])
+    record, control = replace(inversion, null_states=states), FPE(both_halves=True)
+    apart, packed = (edits.run(model, record, control, packed=packed) for packed in (False, True))
+    assert edits.difference(packed, apart) < 1e-4
+    same = replace(inversion, null_states=states[:1].expand(count, -1, -1, -1))
+    assert edits.difference(edits.run(model, same, control), apart) > 1e-3
+
+
 def test_prompts_of_other_lengths(model, inversion):
     """The host repeats 77 and 154 tokens to a common length; the null text with them."""
     found, _ = run(model, inversion, inner=1)

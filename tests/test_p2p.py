@@ -167,6 +167,24 @@ def test_prompts_of_other_lengths(model, inversion, tokens):
     assert edits.difference(results[1], results[0]) < 1e-4
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_source_prompt_that_is_longer_than_the_targets(model, packed):
+    """Its tokens beyond the target's 77 are read in every step, though the host's text has been cut before."""
+    source = prompt("a cat on a mat" + " and dogs" * 40)
+    states = tiny.prompt(5, tokens=154)
+    with torch.inference_mode():
+        record = edits.ddim_inversion(model, {"samples": tiny.latent(1)}, states, 4, 0)
+    seen = []
+
+    class Spy(P2P):
+        def cross_attention(self, call):
+            seen.append(call.source.k.shape[1])
+            return super().cross_attention(call)
+
+    edits.run(model, record, Spy(source, CAT, cross=(0.0, 1.0)), packed=packed)
+    assert set(seen) == {154}
+
+
 def test_prompts_of_other_conditionings_are_refused(model, inversion):
     long = prompt("a cat on a mat" + " and dogs" * 40)
     with pytest.raises(ValueError, match=r"sampler's positive conditioning has 77 text tokens.*target.*154"):

@@ -126,6 +126,16 @@ def test_the_mask_is_what_was_left_and_one_cell_around(model, inversion, monkeyp
                 assert torch.equal(mask[..., y, x], around)
 
 
+def test_a_run_that_begins_late_holds_from_its_second_step(model, inversion):
+    """Edit Setup's denoise cuts the first steps off: at the first one of the run nothing is known to be held."""
+    patched = model
+    for control in (ProximalGuidance(0.9), ProximalHold(0.25)):
+        patched = engine.install(patched, control, inversion)
+    late = engine.pin(patched, inversion, tuple(inversion.schedule[-2:]))
+    out = tiny.sample(late, tiny.prompt(2), tiny.prompt(3), edits.run_start(), torch.tensor([14.6, 0.0]))
+    assert torch.isfinite(out).all()
+
+
 def test_costs_nothing(model):
     record = edits.recorded(model)
     assert edits.planned(model, record, ProximalGuidance(), ProximalHold()) == (0, 98)

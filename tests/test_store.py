@@ -160,3 +160,17 @@ def test_what_a_file_cannot_hold_is_refused(folder):
     with pytest.raises(ValueError, match="control"):
         store.save(record(control=object()), "photo")
     assert not list(folder.glob("*")) if folder.exists() else True
+
+
+def test_a_file_system_without_hard_links(folder, monkeypatch):
+    """exFAT and some network folders: the name is taken first, so that nothing is written over."""
+
+    def refused(*_):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(store.os, "link", refused)
+    first, second = (store.save(record(), "photo") for _ in range(2))
+    assert first != second
+    for path in (first, second):
+        assert store.load(path.relative_to(folder).as_posix()).family == "SDXL"
+    assert not list(folder.glob("*.part"))
