@@ -25,6 +25,9 @@ from torch import Tensor
 Conditioning = list[Any]
 INPAINT_GROWTH = 6
 """Pixels by which the host's VAE Encode (for Inpainting) grows a mask unless told otherwise."""
+INPAINT_SAMPLER = "lcm"
+"""The host's sampler that suits inpainting: it draws new noise in every step, so that what appears under the mask
+comes to agree with what is around. On other scenes euler recolours a third fewer."""
 _COUNTER = "attention_edit_evaluation"
 
 
@@ -134,7 +137,8 @@ def image_to_image(setup: Setup, task: Task, strength: float) -> Tensor:
 def inpaint(setup: Setup, task: Task, growth: int = INPAINT_GROWTH) -> Tensor:
     """Everything under the mask drawn anew with the edited scene's caption, the rest kept."""
     mask = metrics.dilate(task.mask, growth)
-    return setup.decode(setup.sample(task.full_prompts, setup.encode(task.source), mask=mask))
+    stochastic = replace(setup, sampler=INPAINT_SAMPLER)
+    return setup.decode(stochastic.sample(task.full_prompts, setup.encode(task.source), mask=mask))
 
 
 def _two_per_step(steps: int) -> float:

@@ -242,7 +242,7 @@ def main(arguments: list[str]) -> int:
     """Train, or go on training, and write the model file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=13_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--autoencoder-batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=40_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import metrics
 import pytest
 from comfy_server import ComfyServer
-from test_workflows_run import Made, add_outputs, assert_kept, execute, prompt_of
+from made import Made, add_outputs, assert_kept, execute, prompt_of
 from workflow_file import override
 
 pytestmark = pytest.mark.server

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import metrics
 import pytest
 import torch
-from test_workflows_run import Made, execute, prompt_of
+from made import Made, execute, prompt_of
 from workflow_file import find_node, override
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 import reader
 import torch
 import world
-from made import FOLDER, Made, add_outputs, assert_shows, execute, prompt_of
+from made import FOLDER, Made, add_outputs, assert_kept, assert_reads, assert_shows, execute, prompt_of
 from workflow_file import find_node, override
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ FILES = sorted(FOLDER.glob("*.json"))
 EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8")]
 INJECTIONS = ("embctrl", "fpe", "masactrl", "p2p-refine-reweight", "p2p-swap", "pnp", "proximal-edit")
 """Edits that take no mask."""
-MARGIN = 16
-"""Pixels around the changed mask that do not count: a latent cell changes as a whole, and the decoder mixes it into
-the next one. Cells are 8 pixels wide."""
 
 
 @pytest.fixture(scope="module", params=EDITS, ids=lambda path: path.stem)
@@ -55,15 +52,6 @@ def test_shows_the_scene_and_an_edit_of_its_size(edit: Made) -> None:
     assert metrics.psnr(edit.images["After"], edit.images["Before"]) < 35, "nothing was edited"
 
 
-def assert_kept(made: Made) -> None:
-    """Outside the changed mask the decoded edit loses at most 0.5 dB to what the autoencoder loses by itself."""
-    kept = 1 - metrics.dilate(made.images["May Change"][:, :1], MARGIN)
-    assert kept.sum() > 1000
-    alone = metrics.psnr(made.images["Round trip"], made.images["Before"], kept)
-    edited = metrics.psnr(made.images["Decoded"], made.images["Before"], kept)
-    assert edited > alone - 0.5
-
-
 def test_composites_the_very_pixels(edit: Made) -> None:
     """Where Composite in Pixels is in the workflow, every byte beyond its feather is the source's."""
     feathers = [e["inputs"]["feather"] for e in edit.prompt.values() if e["class_type"] == "AttnEditComposite"]
@@ -86,17 +74,21 @@ def test_keeps_what_is_not_masked(edit: Made, server: ComfyServer) -> None:
 def test_shows_what_the_prompt_says(edit: Made) -> None:
     """Read from the pixels: the new object, no object, or the new ground, and all that had to stay."""
     truth = expected.truth_of(edit.prompt)
-    if truth is not None and edit.name != "proposal-mask":
+    if truth is not None:
         assert_shows(edit.images["After"], truth)
         return
-    # Whatever lies in the region, wherever it does, with the prompt's colour: a region or a proposed mask has not the
-    # outline that the object would have. Outside of it nothing changes, which another test shows.
-    place = metrics.dilate(edit.images["May Change"][:, :1], world.SIZE // 32)[0]
-    found = reader.inside(reader.read(edit.images["After"][0]), place)
-    text = expected.text_of(edit.prompt).split()
-    assert found is not None and world.COLOURS[found.colour] in text
+    image, region = edit.images["After"], edit.images["May Change"][:, :1]
+    text, scenes = expected.text_of(edit.prompt), expected.scene_of(edit.prompt)
+    assert scenes is not None
     if edit.name == "add-object":
-        assert world.SHAPES[found.shape] in text
+        # Wherever in the region it lies, beside what was there.
+        assert_reads(image, f"{text} and {world.full_captions(scenes)[0]}")
+        return
+    assert edit.name == "part-edit"
+    rest = world.masks(scenes)[:, :1] * (1 - metrics.dilate(region, 2))
+    new = next(world.COLOURS.index(word) for word in text.split() if word in world.COLOURS)
+    assert float(reader.colour_share(image[0], region[0, 0] > 0.5, new)) > 0.5
+    assert float(reader.colour_share(image[0], rest[0, 0] > 0.5, int(scenes.colour[0, 0]))) > 0.9
 
 
 def test_a_proposed_mask_is_on_the_object_and_refined(server: ComfyServer) -> None:
@@ -123,6 +115,13 @@ def test_edits_without_a_mask(injection: Made) -> None:
     assert after.shape == before.shape == (1, 3, world.SIZE, world.SIZE)
     assert metrics.psnr(after, before) < 35, "nothing was edited"
     assert float(after.std()) > 0.02, "a flat picture"
+
+
+def test_edits_without_a_mask_show_the_prompt(injection: Made) -> None:
+    """Read from the pixels: what Edit Prompt says."""
+    if injection.name == "embctrl":
+        pytest.skip("exchanging one word's embedding does not recolour what the demo model draws; its note says so")
+    assert_reads(injection.images["After"], expected.text_of(injection.prompt))
 
 
 def test_edits_without_a_mask_act(injection: Made, server: ComfyServer) -> None:
