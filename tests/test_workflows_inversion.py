@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import metrics
 import pytest
 import torch
-from made import Made, execute, prompt_of
+from made import Made, assert_reads, execute, prompt_of
 from workflow_file import find_node, override
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def test_shows_its_plot_in_the_node(better: Made) -> None:
 def test_another_edit_of_the_same_picture_optimises_nothing(server: ComfyServer) -> None:
     name = "null-text-inversion"
     first = execute(server, name, prompt_of(server, name))
+    assert_reads(first.images["After"], first.prompt[find_node(first.prompt, "Edit Prompt")]["inputs"]["text"])
     again = execute(server, name, override(prompt_of(server, name), "Edit Prompt", text="a green circle"))
     assert find_node(again.prompt, "KSampler") in again.result.executed
     for kind in ("AttnEditInvert", "AttnEditNullText"):
