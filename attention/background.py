@@ -5,6 +5,7 @@ The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any samp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..inversion.record import Inversion
 from .control import Control
+from .guidance import Network
 from .masks import check_aspect, for_batch, resize
 from .run import Run
 
@@ -20,6 +22,37 @@ from .run import Run
 def keep_source(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """z = M z + (1 - M) z*: latents (B, C, h, w), of which the mask (B, 1, h, w) leaves the source where it is 0."""
     return torch.lerp(source.to(x).expand_as(x), x, mask)
+
+
+class SourceAfterStep(Control, ABC):
+    """Replaces the sampler's own latent by the source's outside a mask, after each step from a first one on.
+
+    To do so after a step is to do it before the next one; after the last step it is the run's result.
+    """
+
+    moves = True
+
+    @abstractmethod
+    def first(self, run: Run) -> int:
+        """The first step whose outcome is replaced."""
+
+    @abstractmethod
+    def mask(self, run: Run, latent: Tensor) -> Tensor | None:
+        """As `keep_source` takes it for a latent; None leaves all of it as it is."""
+
+    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
+        """The step before is over; at the first one none that counts is."""
+        assert run.inversion is not None
+        return x if run.step <= self.first(run) else self._held(run, x, run.inversion.at(run.sigma))
+
+    def result(self, run: Run, latent: Tensor) -> Tensor:
+        """The last step's outcome."""
+        assert run.inversion is not None
+        return self._held(run, latent, run.inversion.latents[0])
+
+    def _held(self, run: Run, latent: Tensor, source: Tensor) -> Tensor:
+        mask = self.mask(run, latent)
+        return latent if mask is None else keep_source(latent, source, mask)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ branch beside the edit.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -87,7 +88,7 @@ def _own_hooks(_: Any, clone: Any) -> None:
     for patches in clone.model_options["transformer_options"].get("patches_replace", {}).values():
         for key, patch in patches.items():
             if isinstance(patch, SiteHook):
-                patches[key] = replace(patch, added=list(patch.added))
+                patches[key] = copy.deepcopy(patch)
 
 
 _NAMES = {"self": "attn1", "cross": "attn2"}

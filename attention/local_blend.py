@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alignment import find_word, find_words
-from .background import keep_source
-from .control import AttentionCall, Control
+from .background import SourceAfterStep
+from .control import AttentionCall
 from .families import Family, Layer
-from .guidance import Network
 from .maps import cross_map
 from .masactrl import MAP_SCALE
 from .run import Run
@@ -31,7 +30,7 @@ class _Sums:
 
 
 @dataclass(frozen=True, eq=False)
-class LocalBlend(Control):
+class LocalBlend(SourceAfterStep):
     """Local blend.
 
     Attributes:
@@ -51,7 +50,6 @@ class LocalBlend(Control):
     threshold: float = 0.3
     subtract_threshold: float = 0.3
     name = "Local Blend"
-    moves = True
     keeps_sums = True
 
     def columns(self) -> dict[str, tuple[int, ...]]:
@@ -105,19 +103,9 @@ class LocalBlend(Control):
                 sums.add(name, side[..., list(positions)].sum(-1).unflatten(1, call.shape))
         return call.own()
 
-    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
-        """The step before is over; the first step that is blended counts by its outcome only."""
-        assert run.inversion is not None
-        return self._blended(run, x, run.inversion.at(run.sigma)) if run.step > round(self.start * run.steps) else x
-
-    def result(self, run: Run, latent: Tensor) -> Tensor:
-        """The last step's outcome."""
-        assert run.inversion is not None
-        return self._blended(run, latent, run.inversion.latents[0])
-
-    def _blended(self, run: Run, latent: Tensor, source: Tensor) -> Tensor:
-        mask = self.mask(run, latent)
-        return latent if mask is None else keep_source(latent, source, mask)
+    def first(self, run: Run) -> int:
+        """Of 50 steps the 11th."""
+        return round(self.start * run.steps)
 
     def mask(self, run: Run, latent: Tensor) -> Tensor | None:
         """(B, 1, h, w), 1 where either prompt's words attend and no subtracted word does; None before any step."""

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from ..inversion.record import Inversion
 from . import engine
-from .background import keep_source
-from .control import Control
+from .background import SourceAfterStep
 from .gradients import for_gradients
-from .guidance import Network
 from .mag import MAG, union
 from .masks import dilate
 from .plan import plan_of
@@ -41,14 +39,10 @@ def add_guidance(model: Any, part: MAG, inversion: Inversion | None = None) -> A
 
 
 @dataclass(frozen=True, eq=False)
-class MAGBlend(Control):
-    """Latent blending: after each of the last steps, the source's latent outside all masks grown by one cell.
-
-    To blend after a step is to blend before the next one; after the last step it is the run's result.
-    """
+class MAGBlend(SourceAfterStep):
+    """Latent blending: after each of the last steps, the source's latent outside all masks grown by one cell."""
 
     name = "MAG-Edit blending"
-    moves = True
     guidable = True
 
     def prepare(self, run: Run) -> None:
@@ -60,26 +54,17 @@ class MAGBlend(Control):
             last = run.step
         run.once((self, "first"), lambda: min(first, last) if first < run.steps else run.steps)
 
-    def _free(self, run: Run, like: Tensor) -> Tensor:
+    def acts(self, run: Run) -> bool:
+        return run.inversion is not None and run.step >= run.kept[self, "first"]
+
+    def first(self, run: Run) -> int:
+        return run.kept[self, "first"]
+
+    def mask(self, run: Run, latent: Tensor) -> Tensor:
         """(B, 1, h, w), 1 where the edit may differ from the source."""
 
         def make() -> Tensor:
             parts = [control for control in run.controls if isinstance(control, MAG)]
-            return dilate(union(parts, tuple(like.shape))[:, 0], 1)[:, None].to(like)
+            return dilate(union(parts, tuple(latent.shape))[:, 0], 1)[:, None].to(latent)
 
-        return run.once((self, like.shape, like.device, like.dtype), make)
-
-    def acts(self, run: Run) -> bool:
-        return run.inversion is not None and run.step >= run.kept[self, "first"]
-
-    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
-        """The source's latent outside, from the step on that follows the first blended one."""
-        if run.step == run.kept[self, "first"]:
-            return x
-        assert run.inversion is not None
-        return keep_source(x, run.inversion.at(run.sigma), self._free(run, x))
-
-    def result(self, run: Run, latent: Tensor) -> Tensor:
-        """The image's own latent outside."""
-        assert run.inversion is not None
-        return keep_source(latent, run.inversion.latents[0], self._free(run, latent))
+        return run.once((self, latent.shape, latent.device, latent.dtype), make)

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .background import keep_source
+from .background import SourceAfterStep
 from .control import Control
-from .guidance import Network
 from .run import Run
 from .source import guided
 
@@ -66,7 +65,7 @@ class ProximalGuidance(Control):
 
 
 @dataclass(frozen=True, eq=False)
-class ProximalHold(Control):
+class ProximalHold(SourceAfterStep):
     """Brings the latent back to the source where proximal guidance left nothing, in the last steps.
 
     Attributes:
@@ -75,24 +74,13 @@ class ProximalHold(Control):
 
     start: float = 0.6
     name = "Proximal Guidance's hold"
-    moves = True
 
     def acts(self, run: Run) -> bool:
         return run.inversion is not None and run.within(self.start, 1.0)
 
-    def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
-        """After a step is before the next one: nothing at the first step that counts."""
-        if run.step <= round(self.start * run.steps):
-            return x
-        assert run.inversion is not None
-        return self._held(run, x, run.inversion.at(run.sigma))
+    def first(self, run: Run) -> int:
+        return round(self.start * run.steps)
 
-    def result(self, run: Run, latent: Tensor) -> Tensor:
-        """After the last step."""
-        assert run.inversion is not None
-        return self._held(run, latent, run.inversion.latents[0])
-
-    def _held(self, run: Run, latent: Tensor, source: Tensor) -> Tensor:
+    def mask(self, run: Run, latent: Tensor) -> Tensor | None:
         """A run that begins late has no step behind it, and nothing to hold yet."""
-        edited = run.kept.get((ProximalHold, "edited"))
-        return latent if edited is None else keep_source(latent, source, edited)
+        return run.kept.get((ProximalHold, "edited"))

@@ -126,7 +126,6 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
     """Run the source branch now, or make it ready to ride along in the target's call."""
     assert run.inversion is not None
     x = run.inversion.at(run.sigma).to(timestep.device)
-    alone = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
 
     def capture() -> None:
         # From second place on: see `present_as`.
@@ -137,7 +136,7 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
                 conds,
                 x,
                 timestep[:1].expand(len(x)),
-                alone,
+                model_options,
             )
 
     if run.packs():

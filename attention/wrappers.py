@@ -13,18 +13,15 @@ from torch import Tensor
 
 from ..inversion.run import prediction_of
 from . import null_context
+from .checks import check_acted, check_halves, check_whole, warn_of_noise
 from .families import family_of
 from .guidance import Network, left_early
-from .hooks import SiteHook
 from .moves import checked, move
 from .plan import KEY, KEY_SECOND, Plan
 from .run import Call, Phase, Run, savable
 from .source import add_conditionings, guided, prepare_source, present_as, source_conds, with_source
 
 log = logging.getLogger(__name__)
-
-STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
-"""Parts of the names of the host's samplers that add noise."""
 
 
 def _run_of(options: dict[str, Any]) -> Run | None:
@@ -54,13 +51,13 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     if plan.schedule is not None:
         noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
     run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
-    _warn_of_noise(plan, sampler)
+    warn_of_noise(plan, sampler)
     options[KEY] = run
     if any(control.moves for control in plan.controls):
         callback = checked(run, callback)
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
-        _check_acted(run)
+        check_acted(run)
         for control in plan.controls:
             control.finish(run)
     finally:
@@ -84,34 +81,13 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
     null_context.check_guidance(plan, guider)
-    _check_halves(plan, guider)
+    check_halves(plan, guider)
     run = Run(plan, family, seed or 0, sigmas, (int(latent.shape[-2]), int(latent.shape[-1])), guider)
     add_conditionings(run)
     for control in plan.controls:
         savable(lambda control=control: control.prepare(run))
     _log_plan(run, latent.shape[0])
     return run
-
-
-def _check_halves(plan: Plan, guider: Any) -> None:
-    """Refuse a guider with three prompts where a control must know which is the negative one."""
-    names = [c.name for c in plan.controls if c.both_halves or c.shapes_guidance or c.second_negative() is not None]
-    if names and "middle" in guider.conds:
-        raise ValueError(
-            f"{' and '.join(names)} must know the two halves of guidance, and this guider has three prompts. Use "
-            "KSampler or CFG Guider."
-        )
-
-
-def _warn_of_noise(plan: Plan, sampler: Any) -> None:
-    """Say that a sampler which draws noise of its own loses the image that a run starts from."""
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if plan.schedule is not None and any(part in name for part in STOCHASTIC):
-        log.warning(
-            "Attention Edit: %s adds noise of its own in every step, so the image is lost. Use euler, ddim, heun or "
-            "dpmpp_2m.",
-            name.removeprefix("sample_"),
-        )
 
 
 def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
@@ -177,28 +153,6 @@ def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
         if control in run.acted:
             z = control.result(run, z)
     return latent_format.process_out(z)
-
-
-def _check_acted(run: Run) -> None:
-    """Raise RuntimeError if a control never got to act, and say who took its place."""
-    expected = {
-        (kind, layer.index)
-        for control in run.controls
-        for kind, layers in (
-            ("self", control.self_layers(run.family)),
-            ("cross", control.cross_layers(run.family)),
-        )
-        for layer in layers
-    }
-    missing = expected - run.sites_called
-    if missing:
-        replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})
-        found = {type(p).__name__ for part in replaced.values() for p in part.values() if not isinstance(p, SiteHook)}
-        culprit = f" A patch of type {', '.join(sorted(found))} sits there: put its node before." if found else ""
-        text = f"{len(missing)} of {len(expected)} attention layers of the edit were never reached.{culprit}"
-        if missing == expected:
-            raise RuntimeError(f"The edit did nothing: {text}")
-        log.warning("Attention Edit: %s", text)
 
 
 def _predict_noise(
@@ -300,7 +254,7 @@ def _apply_model(
     run.evaluations += 0 if run.reading else len(x)
     if run.phase is Phase.IDLE:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    _check_whole(run, x)
+    check_whole(run, x)
     indices, uuids = options["cond_or_uncond"], options["uuids"]
     found = [run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True)]
     roles, lengths = tuple(role for role, _ in found), tuple(length for _, length in found)
@@ -309,15 +263,6 @@ def _apply_model(
     if run.packed_source is not None and run.phase is Phase.EDIT:
         x = with_source(run, call, x)
     return left_early(run, x, lambda: executor(x, t, c_concat, c_crossattn, control, options, **kwargs))
-
-
-def _check_whole(run: Run, x: Tensor) -> None:
-    if tuple(x.shape[-2:]) != run.size:
-        raise ValueError(
-            f"A conditioning covers an area of {x.shape[-1]}x{x.shape[-2]} of the latent's "
-            f"{run.size[1]}x{run.size[0]}; edits need conditionings of the whole image. Replace Conditioning (Set "
-            "Area) by a mask."
-        )
 
 
 WRAPPERS: tuple[tuple[str, Callable[..., Any]], ...] = (
