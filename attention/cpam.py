@@ -127,6 +127,7 @@ class CPAM(Control):
 
     def self_attention(self, call: AttentionCall) -> Tensor:
         """Eqs 1-3, for conditional and unconditional rows alike."""
+        self._target(call.run).look("self", call)
         if call.run.once((self, "normal"), list)[call.run.step][call.layer.index]:
             return call.own()
         places = self._target(call.run).once((call.shape, call.batch, call.q.device), lambda: self._places(call))
@@ -165,7 +166,7 @@ class CPAM(Control):
     def cross_attention(self, call: AttentionCall) -> Tensor:
         """Eq 4, for conditional rows: the prompt inside M_t, the null text elsewhere."""
         target = self._target(call.run)
-        target.look(call)
+        target.look("cross", call)
         if not self.localized or not any(call.conditional) or bool(target.mask.all()):
             return call.own()
         assert call.extra is not None

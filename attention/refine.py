@@ -2,6 +2,7 @@
 
 In the first steps the given target mask holds. Then the cross-attention maps of the prompt's words, summed over
 layers and steps, are cut at a threshold after every step, and what they select is the target mask of the next one.
+The drawing's own self-attention may sharpen them first; that is not the paper's, whose maps come from wider layers.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alignment import find_words
-from .maps import cross_map
+from .map_masks import min_max, sharpen
+from .maps import cross_map, self_map
 from .masks import for_batch, resize
+from .record_maps import SIZES, MeanMap
 from .run import savable
 
 if TYPE_CHECKING:
@@ -67,6 +70,9 @@ class Refinement:
         length: places of that axis.
         start: share of the steps after which refined masks hold (T_m = 5 of 50).
         threshold: of the normalized maps, 0..1 (0.45 in the official runner).
+        scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the official code.
+        own_scale: `Layer.scale` of the layers whose self-attention sharpens the words' maps; None for none, as in
+            the official code.
         masks: where the refined masks are left.
     """
 
@@ -74,6 +80,8 @@ class Refinement:
     length: int
     start: float = 0.1
     threshold: float = 0.45
+    scales: tuple[int, ...] = ()
+    own_scale: int | None = None
     masks: RefinedMasks = field(default_factory=RefinedMasks)
 
     def first(self, run: Run) -> int:
@@ -84,20 +92,36 @@ class Refinement:
         """Forget the masks of the last run.
 
         Raises:
-            ValueError: no step is left to refine in.
+            ValueError: no step is left to refine in, or the model has no layers of the sizes that are read.
         """
         self.masks.clear()
+        there = {layer.scale for layer in run.family.layers}
+        for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
+            if any(scale and scale not in there for scale in scales):
+                has = ", ".join(name for name, scale in SIZES.items() if scale in there)
+                raise ValueError(
+                    f"{run.family.name} has no attention layers of the size that {of} of Refine Mask asks for; it "
+                    f"has {has}."
+                )
         if self.first(run) >= run.steps:
             raise ValueError(
                 f"Refine Mask is to begin after {self.start:g} of {run.steps} steps; none is left. Lower its start."
             )
 
 
-def make_refinement(prompt: Prompt, words: str, start: float, threshold: float) -> Refinement:
+def make_refinement(
+    prompt: Prompt,
+    words: str,
+    start: float,
+    threshold: float,
+    scales: tuple[int, ...] = (),
+    own_scale: int | None = None,
+) -> Refinement:
     """A refinement that follows words of a prompt.
 
     Args:
         words: words or phrases, separated by commas; empty takes the whole prompt, as the official runner does.
+        start, threshold, scales, own_scale: see `Refinement`.
 
     Raises:
         ValueError: a phrase is not in the prompt, or the prompt is empty.
@@ -108,7 +132,7 @@ def make_refinement(prompt: Prompt, words: str, start: float, threshold: float) 
             "Refine Mask follows the words of the edit's prompt, and the prompt is empty. Connect the Prompt with "
             "Words whose conditioning is the sampler's positive one."
         )
-    return Refinement(columns, prompt.length, start, threshold)
+    return Refinement(columns, prompt.length, start, threshold, scales, own_scale)
 
 
 class Target:
@@ -122,7 +146,8 @@ class Target:
         self.mask = masks.target
         self._given, self._refinement = masks.target, masks.refinement
         self._derived: dict[Hashable, Any] = {}
-        self._sum: Tensor | None = None
+        self._words: Tensor | None = None
+        self._own: MeanMap | None = None
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for since the mask was last replaced."""
@@ -130,26 +155,50 @@ class Target:
             self._derived[key] = savable(make)
         return self._derived[key]
 
-    def look(self, call: AttentionCall) -> None:
-        """Add one layer's maps of the conditional rows, as if no pixel were kept from the prompt."""
+    def look(self, kind: str, call: AttentionCall) -> None:
+        """Add one layer's maps of the conditional rows, as if no pixel were kept from the prompt.
+
+        Args:
+            kind: "cross" for the words' maps, "self" for those that sharpen them.
+        """
         refinement = self._refinement
         if refinement is None or call.run.step < refinement.first(call.run) - 1:
             return
         if call.run.reading is not None:
             return  # a pass that is differentiated is none of the run's own
+        add = {"cross": self._add_words, "self": self._add_own}[kind]
         for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
-            rows = call.rows(chunk)
-            heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
-            heat = heat.mean(-1).unflatten(1, call.shape)
-            heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
-            heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
-            self._sum = heat if self._sum is None else self._sum + heat
+            add(refinement, call, call.rows(chunk))
+
+    def _add_words(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
+        """The words' maps over their maximum, nearest at the latent's size (the official code's way)."""
+        if refinement.scales and call.layer.scale not in refinement.scales:
+            return
+        heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
+        heat = heat.mean(-1).unflatten(1, call.shape)
+        heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
+        heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+        self._words = heat if self._words is None else self._words + heat
+
+    def _add_own(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
+        """Which pixels of the drawing look at which; only their proportions matter."""
+        if call.layer.scale != refinement.own_scale:
+            return
+        values = self_map(call.q[rows], call.k[rows], call.heads)
+        if self._own is None:
+            self._own = MeanMap(values, call.shape, 1)
+        else:
+            self._own.values.add_(values)
 
     def step_done(self, run: Run) -> None:
         """Replace the mask by the refined one, if this step's maps make one."""
-        if self._refinement is None or self._sum is None:
+        if self._refinement is None or self._words is None:
             return
-        self.mask = select(self._sum, self._refinement.threshold, self._given)
+        heat = self._words
+        if self._own is not None:
+            sharp = sharpen(heat, self._own, 1)
+            heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]
+        self.mask = select(heat, self._refinement.threshold, self._given)
         self._derived.clear()
         self._refinement.masks.keep(run.step, self.mask)
 
@@ -164,8 +213,7 @@ def select(heat: Tensor, threshold: float, given: Tensor) -> Tensor:
     Returns:
         (B, h, w) bool on the CPU.
     """
-    least, most = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
-    chosen = ((heat - least) / (most - least).clamp(min=1e-12) > threshold).cpu()
+    chosen = (min_max(heat) > threshold).cpu()
     share = chosen.float().mean((1, 2))
     useless = ((share == 0) | (share == 1))[:, None, None]
     if not useless.any():

@@ -21,44 +21,6 @@ from typing import Any
 import host_process
 
 CASES = ("plain", "unguided", "published", "MAG-Edit", "MAG-Edit, checkpointed")
-TEXT, WIDTH = 77, 768
-
-
-def model_of(channels: int, dtype: Any, device: Any) -> Any:
-    """A host MODEL of SD1.5's topology with random weights."""
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.supported_models
-    import torch
-
-    config = comfy.supported_models.SD15(
-        {
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": channels,
-            "dtype": dtype,
-            "use_spatial_transformer": True,
-            "legacy": False,
-            "use_temporal_attention": False,
-            "use_temporal_resblock": False,
-            "context_dim": WIDTH,
-            "num_res_blocks": [2, 2, 2, 2],
-            "channel_mult": [1, 2, 4, 4],
-            "adm_in_channels": None,
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-            "transformer_depth_middle": 1,
-        }
-    )
-    model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType.EPS, device="cpu")
-    rng = torch.Generator().manual_seed(0)
-    for name, weight in model.diffusion_model.named_parameters():
-        if weight.ndim > 1:
-            weight.data.normal_(std=weight[0].numel() ** -0.5, generator=rng)
-        else:
-            weight.data.fill_(float(name.endswith("weight")))
-    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=torch.device("cpu"))
 
 
 def published(pack_module: Any) -> Any:
@@ -82,14 +44,14 @@ def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
     import comfy.model_management
     import comfy.samplers
     import torch
+    from benchmark import conditioning, full_size_model
     from pack import pack_module
     from torch.utils.flop_counter import FlopCounterMode
 
     device = comfy.model_management.get_torch_device()
-    dtype = getattr(torch, chosen.dtype)
-    model = model_of(chosen.channels, dtype, device)
+    model = full_size_model(getattr(torch, chosen.dtype), chosen.width)
     rng = torch.Generator().manual_seed(1)
-    states = [[[torch.randn(1, TEXT, WIDTH, generator=rng), {}]] for _ in range(3)]
+    states = [conditioning(seed) for seed in range(3)]
     size = chosen.size
     record = pack_module("inversion.record").Inversion(
         latents=torch.randn(3, 1, 4, size, size, generator=rng),
@@ -173,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="demo/benchmark_mag.py", description=__doc__)
     parser.add_argument("--iterations", type=int, default=15, help="per step")
     parser.add_argument("--size", type=int, default=64, help="side of the latent, 64 for 512 pixels")
-    parser.add_argument("--channels", type=int, default=320, help="width of the UNet; 320 is SD1.5's")
+    parser.add_argument("--width", type=int, default=320, help="channels of the first block; 320 is SD1.5")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--case", choices=CASES, help="only this one, as JSON")
     chosen = parser.parse_args(list(arguments))

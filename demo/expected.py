@@ -9,8 +9,8 @@ import torch
 import world
 from workflow_file import WorkflowError, find_node
 
-SLOT = 0
-"""The node's mask is that of the first object."""
+PROMPTS = {"Edit Prompt": 0, "Second Edit Prompt": 1}
+"""Which object of the scene a prompt is for, by its node's title."""
 
 DRAWN = ("add an object", "edit a part or region")
 """Tasks whose result has no rendered truth: where in the region an object comes to lie is the model's choice."""
@@ -49,11 +49,15 @@ def text_of(prompt: Prompt) -> str:
         return ""
 
 
-def edited(scenes: world.Scenes, task: str, text: str) -> world.Scenes:
-    """The scenes as a task and a prompt such as "a blue square" would have them; what it leaves out stays."""
+def edited(scenes: world.Scenes, task: str, text: str, slot: int = 0) -> world.Scenes:
+    """The scenes as a task and a prompt such as "a blue square" would have them; what it leaves out stays.
+
+    Args:
+        slot: which object is edited.
+    """
     words = text.lower().replace(",", " ").split()
     if task.startswith("remove"):
-        return scenes.without_object(SLOT)
+        return scenes.without_object(slot)
     if task.startswith("change"):
         ground = _named(words, world.BACKGROUNDS)
         if ground is None:
@@ -62,9 +66,9 @@ def edited(scenes: world.Scenes, task: str, text: str) -> world.Scenes:
     shape, colour = _named(words, world.SHAPES), _named(words, world.COLOURS)
     if shape is None and colour is None:
         raise ValueError(f"The prompt {text!r} names no shape and no colour of the demo world.")
-    old = scenes.shape[:, SLOT]
+    old = scenes.shape[:, slot]
     return scenes.with_object(
-        SLOT,
+        slot,
         None if shape is None else torch.full_like(old, shape),
         None if colour is None else torch.full_like(old, colour),
     )
@@ -75,4 +79,8 @@ def truth_of(prompt: Prompt) -> world.Scenes | None:
     scenes, task = scene_of(prompt), task_of(prompt)
     if scenes is None or task is None or task in DRAWN:
         return None
-    return edited(scenes, task, text_of(prompt))
+    scenes = edited(scenes, task, text_of(prompt))
+    for title, slot in list(PROMPTS.items())[1:]:
+        if any(node["_meta"]["title"] == title for node in prompt.values()):
+            scenes = edited(scenes, task, prompt[find_node(prompt, title)]["inputs"]["text"], slot)
+    return scenes

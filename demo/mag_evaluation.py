@@ -1,14 +1,13 @@
 """`python demo/evaluate.py --mag`: MAG-Edit on scenes where words alone do not say which object is meant.
 
 Its tables and sheets set MAG-Edit beside Prompt-to-Prompt, bare, with the same mask, and with the new word's
-attention tenfold, and repeat the paper's ablations: iterations, range of steps, constraint.
+attention tenfold; `--mag-ablations` repeats the paper's ablations: iterations, range of steps, constraint.
 """
 
 from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -233,24 +232,22 @@ def plain_seconds(setup: Setup, prompt: str) -> float:
     return time.perf_counter() - start
 
 
-def run(setup: Setup, options: Namespace) -> list[dict[str, Any]]:
-    """All tables and sheets; returns what was measured."""
-    results: list[Measured] = []
-    first = make_task(NAMES[0], options.count)
-    plain = plain_seconds(setup, first.after[0])
-
-    def show(task: Local, recipes: dict[str, Recipe], name: str) -> None:
-        found = measure(setup, task, recipes, options.output, name, plain)
-        print(report.edit_table([asdict(entry) for entry in found]))
-        results.extend(found)
-
-    for name in NAMES:
-        show(make_task(name, options.count), RECIPES, name)
-    for name, recipes in ABLATIONS.items():
-        show(first, recipes, name)
-    return [asdict(entry) for entry in results]
+def tables(setup: Setup, options: Namespace) -> list[dict[str, Any]]:
+    """MAG-Edit beside its baselines on all tasks, as tables and sheets; returns what was measured."""
+    return _show(setup, options, {name: (make_task(name, options.count), RECIPES) for name in NAMES})
 
 
-def names() -> Sequence[str]:
-    """The sheets that a run writes."""
-    return [f"mag {name}.png" for name in (*NAMES, *ABLATIONS)]
+def ablations(setup: Setup, options: Namespace) -> list[dict[str, Any]]:
+    """The paper's ablations on the first task, as tables and sheets; returns what was measured."""
+    task = make_task(NAMES[0], options.count)
+    return _show(setup, options, {name: (task, recipes) for name, recipes in ABLATIONS.items()})
+
+
+def _show(setup: Setup, options: Namespace, parts: dict[str, tuple[Local, dict[str, Recipe]]]) -> list[dict[str, Any]]:
+    plain = plain_seconds(setup, next(iter(parts.values()))[0].after[0])
+    results = []
+    for name, (task, recipes) in parts.items():
+        found = [asdict(entry) for entry in measure(setup, task, recipes, options.output, name, plain)]
+        print(report.edit_table(found))
+        results += found
+    return results

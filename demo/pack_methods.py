@@ -31,6 +31,20 @@ _TASK = {
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """How Refine Mask reads the maps; the defaults are the paper's.
+
+    Attributes:
+        scales, own_scale: layers whose word maps are read, and whose self-attention sharpens these.
+    """
+
+    start: float = 0.1
+    threshold: float = 0.45
+    scales: tuple[int, ...] = ()
+    own_scale: int | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings of a CPAM edit; the defaults are the nodes'."""
 
@@ -46,7 +60,7 @@ class Recipe:
     exact_start: float = 0.0
     full_prompt: bool = False
     guidance: float | None = None
-    refined: bool = False
+    refinement: Refinement | None = None
 
 
 def masks_of(task: Task, recipe: Recipe) -> Any:
@@ -55,9 +69,12 @@ def masks_of(task: Task, recipe: Recipe) -> Any:
     return edit_masks.edit_masks(mask[:, 0], _TASK[task.name], recipe.dilation)
 
 
-def _refinement(setup: Setup, prompts: list[str]) -> Any:
+def _refinement(setup: Setup, prompts: list[str], how: Refinement) -> Any:
     """Mask refinement by all words of the prompts, which must stand at the same tokens."""
-    found = [make_refinement(read_prompt(setup.clip, prompt), "", 0.1, 0.45) for prompt in dict.fromkeys(prompts)]
+    found = [
+        make_refinement(read_prompt(setup.clip, prompt), "", how.start, how.threshold, how.scales, how.own_scale)
+        for prompt in dict.fromkeys(prompts)
+    ]
     if any(other.columns != found[0].columns for other in found):
         raise ValueError("The prompts of a batch have their words at different tokens; refine them one by one.")
     return found[0]
@@ -69,8 +86,8 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([""]), setup.steps, 0)
     prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
     masks = masks_of(task, recipe)
-    if recipe.refined:
-        masks = masks.refined(_refinement(setup, prompts))
+    if recipe.refinement is not None:
+        masks = masks.refined(_refinement(setup, prompts, recipe.refinement))
     control = cpam_control(
         masks,
         retain_start=recipe.retain_start,

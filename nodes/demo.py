@@ -43,8 +43,8 @@ class DemoSceneNode(io.ComfyNode):
             node_id="AttnEditDemoScene",
             display_name="Demo Scene",
             category=f"{CATEGORY}/demo",
-            description="A rendered 128x128 picture to edit with the Demo Model, with the mask of one object. Replace "
-            "it by Load Image for your own photographs.",
+            description="A rendered 128x128 picture to edit with the Demo Model, with the masks of its objects. "
+            "Replace it by Load Image for your own photographs.",
             search_aliases=["example image", "test image", "sample picture"],
             inputs=[
                 io.Int.Input("scene", default=1, min=0, max=100_000, tooltip="Which picture; every number is another."),
@@ -54,6 +54,7 @@ class DemoSceneNode(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The picture."),
                 io.Mask.Output(display_name="mask", tooltip="Its first object."),
                 io.String.Output(display_name="caption", tooltip="What it shows."),
+                io.Mask.Output(display_name="second_mask", tooltip="Its second object; nothing if it has only one."),
             ],
         )
 
@@ -63,4 +64,5 @@ class DemoSceneNode(io.ComfyNode):
 
         scenes = world.demo_scene(scene, objects)
         image = world.render(scenes).movedim(1, -1).contiguous()
-        return io.NodeOutput(image, world.masks(scenes)[:, 0], world.full_captions(scenes)[0])
+        masks = world.masks(scenes)
+        return io.NodeOutput(image, masks[:, 0], world.full_captions(scenes)[0], masks[:, 1])

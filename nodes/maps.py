@@ -10,10 +10,7 @@ from ..attention import engine
 from ..attention.families import family_of
 from ..attention.map_masks import RULES, HeatOptions, named, phrases, words_mask
 from ..attention.record_maps import SIZES, recorder
-from .sockets import CATEGORY, MapsSocket, PromptSocket, fraction_input
-
-ALL = "all"
-NONE = "none"
+from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, MapsSocket, PromptSocket, fraction_input
 
 
 def maps_inputs() -> list[io.Input]:
@@ -78,14 +75,14 @@ class RecordMapsNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "map_size",
-                    options=["quarter", "half", "full", "eighth", ALL],
+                    options=MAP_SIZES,
                     default="quarter",
                     tooltip="Which layers' word maps, by the side of their maps as a share of the latent's. A quarter "
                     "(16x16 for 512 pixels) tells words apart best; for pictures under 512 pixels take half.",
                 ),
                 io.Combo.Input(
                     "self_maps",
-                    options=[NONE, "quarter", "half", "full", "eighth"],
+                    options=SELF_SIZES,
                     default=NONE,
                     tooltip="Also record which pixels look at which, for Self-Attention Clusters and for sharpening. "
                     "Half (32x32 for 512 pixels) is usual; full is slow.",

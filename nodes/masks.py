@@ -13,9 +13,20 @@ from ..attention.composite import CELL, composite
 from ..attention.edit_masks import EditMasks
 from ..attention.map_pictures import enlarged, heat_colours, label_grid
 from ..attention.masks import as_mask
+from ..attention.record_maps import SIZES
 from ..attention.refine import RefinedMasks, make_refinement
 from ..inversion.diff_mask import diff_mask
-from .sockets import CATEGORY, EditMasksSocket, PromptSocket, RefinedSocket, fraction_input
+from .sockets import (
+    ALL,
+    CATEGORY,
+    MAP_SIZES,
+    NONE,
+    SELF_SIZES,
+    EditMasksSocket,
+    PromptSocket,
+    RefinedSocket,
+    fraction_input,
+)
 
 TILE = 128
 """Pixels: the height of one mask in a picture of many."""
@@ -97,6 +108,22 @@ class RefineMaskNode(io.ComfyNode):
                     step=0.01,
                     tooltip="How hot a pixel of the words' map, stretched to 0..1, must be. Lower selects more.",
                 ),
+                io.Combo.Input(
+                    "map_size",
+                    options=MAP_SIZES,
+                    default=ALL,
+                    tooltip="Which layers' word maps, by the side of their maps as a share of the latent's; all is "
+                    "the paper's.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "self_maps",
+                    options=SELF_SIZES,
+                    default=NONE,
+                    tooltip="Sharpen the word maps by what pixels look alike: they then fill the object and follow "
+                    "its edges. Half (32x32 for 512 pixels) is usual; none is the paper's.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 EditMasksSocket.Output(display_name="masks", tooltip="For CPAM."),
@@ -105,8 +132,18 @@ class RefineMaskNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, masks: EditMasks, prompt: Any, words: str, start: float, threshold: float) -> io.NodeOutput:
-        refinement = make_refinement(prompt, words, start, threshold)
+    def execute(
+        cls,
+        masks: EditMasks,
+        prompt: Any,
+        words: str,
+        start: float,
+        threshold: float,
+        map_size: str = ALL,
+        self_maps: str = NONE,
+    ) -> io.NodeOutput:
+        scales = () if map_size == ALL else (SIZES[map_size],)
+        refinement = make_refinement(prompt, words, start, threshold, scales, SIZES.get(self_maps))
         return io.NodeOutput(masks.refined(refinement), refinement.masks)
 
 

@@ -12,6 +12,10 @@ PromptSocket = io.Custom("AEDIT_PROMPT")
 MapsSocket = io.Custom("AEDIT_MAPS")
 CurveSocket = io.Custom("AEDIT_CURVE")
 CATEGORY = "attention edit"
+ALL, NONE = "all", "none"
+MAP_SIZES = ["quarter", "half", "full", "eighth", ALL]
+"""Layers by the side of their maps as a share of the latent's, for word maps; self-attention's can be left out."""
+SELF_SIZES = [NONE, *MAP_SIZES[:-1]]
 
 
 def model_input() -> io.Input:

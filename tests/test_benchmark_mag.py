@@ -7,7 +7,7 @@ from argparse import Namespace
 import benchmark_mag
 import pytest
 
-NARROW = Namespace(iterations=2, size=16, channels=32, dtype="float32")
+NARROW = Namespace(iterations=2, size=16, width=32, dtype="float32")
 
 
 @pytest.fixture(scope="module")

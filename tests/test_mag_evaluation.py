@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import captions
@@ -37,13 +38,31 @@ def test_only_a_half_is_masked_and_edited_in_a_part() -> None:
     assert 0.3 < float(task.masks.sum() / whole.masks.sum()) < 0.7
 
 
-@torch.inference_mode()
-def test_two_at_once_runs_with_two_guided_words(tmp_path: Path) -> None:
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    """A random model of the demo model's sizes."""
     path = tmp_path / "model.safetensors"
     save_file(random_model(captions.all_captions()), path)
-    setup = Setup(*load.load_demo_model(path), steps=3)
+    return Setup(*load.load_demo_model(path), steps=3)
+
+
+@torch.inference_mode()
+def test_two_at_once_runs_with_two_guided_words(setup: Setup) -> None:
     task = mag_evaluation.make_task("two at once", 1)
     bare = mag_evaluation.edit(setup, task, 0, RECIPES["P2P, mask"])
     guided = mag_evaluation.edit(setup, task, 0, Recipe(guidance={"iterations": 1, "scale": 100.0}))
     assert guided.shape == task.source.shape and torch.isfinite(guided).all()
     assert not torch.equal(guided, bare)
+
+
+@torch.inference_mode()
+def test_tables_and_ablations_run(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command each: every baseline on every task, and every setting of the ablations on the first."""
+    monkeypatch.setattr(mag_evaluation, "RECIPES", {"P2P": RECIPES["P2P"]})
+    monkeypatch.setattr(mag_evaluation, "ABLATIONS", {"iterations": {"0": Recipe(guidance={"iterations": 0})}})
+    options = Namespace(count=1, output=tmp_path)
+    found = mag_evaluation.tables(setup, options)
+    assert [(row["task"], row["method"]) for row in found] == [(name, "P2P") for name in NAMES]
+    found = mag_evaluation.ablations(setup, options)
+    assert [(row["task"], row["method"]) for row in found] == [("iterations", "0")]
+    assert all((tmp_path / f"mag {name}.png").is_file() for name in (*NAMES, "iterations"))

@@ -41,15 +41,20 @@ def test_faults_of_a_batch_are_those_of_each() -> None:
         assert torch.equal(fault(both), torch.cat([fault(both[:1]), fault(both[1:])]))
 
 
-def test_costs_pair_without_and_with() -> None:
+def test_costs_gather_what_was_made_of_a_mask() -> None:
     task = tasks.make_task("recolour", 2)
     results = {}
     for number, name in enumerate(FAULTS):
-        results |= {name: (number / 10, 20.0), f"{name}, refined": (number / 10 + 0.05, 30.0)}
+        results |= {
+            f"{name}, as given": (number / 10, 20.0),
+            f"{name}, refined": (number / 10 + 0.05, 30.0),
+            f"{name}, refined, sharpened": (number / 10 + 0.06, 31.0),
+        }
     found = mask_evaluation.costs(task, results)
     assert [cost.mask for cost in found] == list(FAULTS)
     assert found[0].overlap == 1 and all(0 < cost.overlap < 1 for cost in found[1:])
-    assert found[2].success == (0.2, pytest.approx(0.25)) and found[2].background_psnr == (20.0, 30.0)
+    assert list(found[2].success.values()) == pytest.approx([0.2, 0.25, 0.26])
+    assert list(found[2].background_psnr.values()) == [20.0, 30.0, 31.0]
     worst = metrics.overlap(shifted(task.mask), task.mask).mean()
     assert found[2].overlap == pytest.approx(float(worst))
     table = mask_evaluation.table(found)
@@ -57,7 +62,7 @@ def test_costs_pair_without_and_with() -> None:
 
 
 def test_runs(tmp_path: Path) -> None:
-    """Every fault without and with refinement, with the evaluations that were planned."""
+    """Every fault and every way to refine, with the evaluations that were planned."""
     file = tmp_path / "model.safetensors"
     save_file(random_model(captions.all_captions()), file)
     arguments = ["--masks", "--model", str(file), "--output", str(tmp_path), "--steps", "3", "--count", "2"]

@@ -24,8 +24,8 @@ HALF = 0.5
 """Of four steps: the given mask holds in steps 0 and 1, the refined one in step 2, the last that is run."""
 
 
-def refinement(start=HALF, threshold=0.45, columns=WORDS):
-    return Refinement(columns, 77, start, threshold)
+def refinement(start=HALF, threshold=0.45, columns=WORDS, **options):
+    return Refinement(columns, 77, start, threshold, **options)
 
 
 def refined(how, source=None, target=None):
@@ -42,26 +42,48 @@ class Spy(Control):
     """Keeps queries and keys of the conditional rows of every cross-attention by step."""
 
     seen: dict = field(default_factory=dict)
+    own: dict = field(default_factory=dict)
+
+    def self_layers(self, family):
+        return family.layers
 
     def cross_layers(self, family):
         return family.layers
 
+    def self_attention(self, call):
+        return self.keep(self.own, call)
+
     def cross_attention(self, call):
+        return self.keep(self.seen, call)
+
+    def keep(self, where, call):
         rows = call.rows(call.conditional.index(True))
-        self.seen.setdefault(call.run.step, []).append((call.q[rows], call.k[rows], call.heads, call.shape))
+        where.setdefault(call.run.step, []).append((call.q[rows], call.k[rows], call.heads, call.shape))
         return call.own()
 
 
-def expected_mask(layers, size, threshold=0.45):
+def probabilities(q, k, heads):
+    """Attention maps (heads, N, L) of the first image."""
+    q, k = (x[0].unflatten(-1, (heads, -1)).transpose(0, 1).double() for x in (q, k))
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def expected_heat(layers, size):
     """The official code's way: maps of all tokens, mean of heads and words, over the maximum, nearest, summed."""
     total = torch.zeros(size)
     for q, k, heads, shape in layers:
-        q, k = (x[0].unflatten(-1, (heads, -1)).transpose(0, 1).double() for x in (q, k))
-        maps = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-        heat = maps[..., list(WORDS)].mean((0, 2)).reshape(1, 1, *shape)
+        heat = probabilities(q, k, heads)[..., list(WORDS)].mean((0, 2)).reshape(1, 1, *shape)
         total = total + F.interpolate(heat, size=size, mode="nearest")[0, 0] / heat.max()
-    total = (total - total.min()) / (total.max() - total.min())
-    return total > threshold
+    return total
+
+
+def expected_mask(layers, size, threshold=0.45):
+    """What the heat of the layers selects."""
+    return cut(expected_heat(layers, size), threshold)
+
+
+def cut(heat, threshold=0.45):
+    return (heat - heat.min()) / (heat.max() - heat.min()) > threshold
 
 
 def test_masks_are_the_words_maps_over_layers_and_steps(model, inversion):
@@ -75,6 +97,35 @@ def test_masks_are_the_words_maps_over_layers_and_steps(model, inversion):
     assert torch.equal(found[1][0], expected_mask(spy.seen[1], size))
     assert torch.equal(found[2][0], expected_mask(spy.seen[1] + spy.seen[2], size))
     assert not torch.equal(found[1], found[2])
+
+
+def test_only_layers_of_one_size_are_read(model, inversion):
+    how, spy = refinement(scales=(1,)), Spy()
+    edits.run(model, inversion, spy, CPAM(refined(how), normal_share=0.0))
+    size = (tiny.SIZE, tiny.SIZE)
+    layers = [layer for layer in spy.seen[1] if layer[3] == size]
+    assert 0 < len(layers) < len(spy.seen[1])
+    assert torch.equal(how.masks.by_step[1][0], expected_mask(layers, size))
+
+
+def test_self_attention_sharpens(model, inversion):
+    """Each cell of the largest maps has the mean of the cells that it looks at, over layers and heads."""
+    how, spy = refinement(own_scale=1), Spy()
+    edits.run(model, inversion, spy, CPAM(refined(how), normal_share=0.0))
+    size = (tiny.SIZE, tiny.SIZE)
+    for step, steps in ((1, [1]), (2, [1, 2])):
+        own = [probabilities(*layer[:3]).mean(0) for s in steps for layer in spy.own[s] if layer[3] == size]
+        heat = expected_heat([layer for s in steps for layer in spy.seen[s]], size).double()
+        sharp = (torch.stack(own).mean(0) @ heat.flatten()).reshape(size)
+        found = how.masks.by_step[step][0]
+        assert (found == cut(sharp)).float().mean() > 0.98  # float32 beside float64 at the threshold
+        assert not torch.equal(found, cut(heat))
+
+
+@pytest.mark.parametrize("options", [{"scales": (3,)}, {"own_scale": 3}])
+def test_sizes_that_the_model_lacks_are_refused(model, inversion, options):
+    with pytest.raises(ValueError, match="has no attention layers of the size"):
+        edit(model, inversion, refinement(**options))
 
 
 def test_the_given_mask_holds_until_then(model, inversion, monkeypatch):
@@ -132,8 +183,8 @@ def test_a_second_run_is_the_first_again(model, inversion):
 def test_what_is_derived_goes_with_the_mask():
     target = Target(refined(refinement(start=0.0)))
     assert target.once("x", lambda: 1) == 1 and target.once("x", lambda: 2) == 1
-    target._sum = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
-    target.step_done(SimpleNamespace(step=3))
+    target._words = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    target.step_done(SimpleNamespace(step=3, size=(8, 8)))
     assert target.once("x", lambda: 2) == 2
     assert target.mask.shape == (1, 8, 8)
 

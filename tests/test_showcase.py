@@ -126,9 +126,27 @@ def test_expected_scenes() -> None:
     kept = expected.edited(scenes, "edit, keep the object", "a circle")
     assert int(kept.colour[0, 0]) == int(scenes.colour[0, 0])
     assert int(kept.shape[0, 0]) == world.SHAPES.index("circle")
+    second = expected.edited(scenes, "replace or recolour", "a blue square", 1)
+    assert world.full_captions(second)[0].split(" and ")[1].startswith("a blue square on ")
+    assert torch.equal(second.shape[:, 0], scenes.shape[:, 0])
     assert int(expected.edited(scenes, "remove the object", "").shape[0, 0]) == world.NOTHING
     with pytest.raises(ValueError, match="names no shape"):
         expected.edited(scenes, "replace or recolour", "a dog")
+
+
+def test_two_prompts_edit_two_objects() -> None:
+    def node(kind: str, title: str, **inputs: object) -> dict:
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
+
+    prompt = {
+        "1": node("AttnEditDemoScene", "Demo Scene", scene=4, objects=2),
+        "2": node("AttnEditMasks", "Edit Masks", task="replace or recolour"),
+        "3": node("CLIPTextEncode", "Edit Prompt", text="a red circle"),
+        "4": node("CLIPTextEncode", "Second Edit Prompt", text="a blue square"),
+    }
+    truth = expected.truth_of(prompt)
+    assert truth is not None
+    assert world.full_captions(truth)[0].startswith("a red circle and a blue square on ")
 
 
 def test_sheets() -> None:
