@@ -18,7 +18,7 @@ from torch import Tensor
 from .alignment import find_words
 from .map_masks import min_max, sharpen
 from .maps import cross_map, self_map
-from .masks import for_batch, resize
+from .masks import for_batch, grow, resize
 from .record_maps import SIZES, MeanMap
 from .run import savable
 
@@ -73,6 +73,8 @@ class Refinement:
         scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the official code.
         own_scale: `Layer.scale` of the layers whose self-attention sharpens the words' maps; None for none, as in
             the official code.
+        reach: how far a refined mask may go beyond the given one, as `masks.grow` measures it; from 1 on it may be
+            anywhere, as in the official code.
         masks: where the refined masks are left.
     """
 
@@ -82,6 +84,7 @@ class Refinement:
     threshold: float = 0.45
     scales: tuple[int, ...] = ()
     own_scale: int | None = None
+    reach: float = 1.0
     masks: RefinedMasks = field(default_factory=RefinedMasks)
 
     def first(self, run: Run) -> int:
@@ -116,12 +119,13 @@ def make_refinement(
     threshold: float,
     scales: tuple[int, ...] = (),
     own_scale: int | None = None,
+    reach: float = 1.0,
 ) -> Refinement:
     """A refinement that follows words of a prompt.
 
     Args:
         words: words or phrases, separated by commas; empty takes the whole prompt, as the official runner does.
-        start, threshold, scales, own_scale: see `Refinement`.
+        start, threshold, scales, own_scale, reach: see `Refinement`.
 
     Raises:
         ValueError: a phrase is not in the prompt, or the prompt is empty.
@@ -132,7 +136,7 @@ def make_refinement(
             "Refine Mask follows the words of the edit's prompt, and the prompt is empty. Connect the Prompt with "
             "Words whose conditioning is the sampler's positive one."
         )
-    return Refinement(columns, prompt.length, start, threshold, scales, own_scale)
+    return Refinement(columns, prompt.length, start, threshold, scales, own_scale, reach)
 
 
 class Target:
@@ -198,22 +202,32 @@ class Target:
         if self._own is not None:
             sharp = sharpen(heat, self._own, 1)
             heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]
-        self.mask = select(heat, self._refinement.threshold, self._given)
+        self.mask = select(heat, self._refinement.threshold, self._given, self._reachable(run))
         self._derived.clear()
         self._refinement.masks.keep(run.step, self.mask)
 
+    def _reachable(self, run: Run) -> Tensor | None:
+        """Where the refined mask may be, at the latent's size; None for everywhere."""
+        assert self._refinement is not None
+        if self._refinement.reach >= 1:
+            return None
+        return run.once((self, "reachable"), lambda: resize(grow(self._given, self._refinement.reach), run.size, "any"))
 
-def select(heat: Tensor, threshold: float, given: Tensor) -> Tensor:
+
+def select(heat: Tensor, threshold: float, given: Tensor, reachable: Tensor | None = None) -> Tensor:
     """Cut maps at a threshold after they are stretched to 0..1.
 
     Args:
         heat: (B, h, w), a mean or a sum of maps.
         given: (1 or B, H, W) bool, what an image has whose map selects nothing or everything.
+        reachable: (1 or B, h, w) bool, outside of which nothing is selected; None for everywhere.
 
     Returns:
         (B, h, w) bool on the CPU.
     """
     chosen = (min_max(heat) > threshold).cpu()
+    if reachable is not None:
+        chosen = chosen & reachable
     share = chosen.float().mean((1, 2))
     useless = ((share == 0) | (share == 1))[:, None, None]
     if not useless.any():

@@ -61,9 +61,10 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 WAYS: dict[str, pack_methods.Refinement | None] = {
     "as given": None,
     "refined": pack_methods.Refinement(),
-    "refined, sharpened": pack_methods.Refinement(scales=(2,), own_scale=1),
+    "refined, near": pack_methods.Refinement(scales=(2,), own_scale=1, reach=0.4),
 }
-"""What is made of a mask: nothing, what the paper does, and its word maps sharpened by self-attention."""
+"""What is made of a mask: nothing, what the paper does, and the same with finer word maps, sharpened by
+self-attention, that may go as far from the given mask as `shifted` moves it and no further."""
 
 
 def _edit(setup: Setup, task: Task, fault: Callable[[Tensor], Tensor], recipe: pack_methods.Recipe) -> Tensor:

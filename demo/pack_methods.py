@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import comfy.sample
@@ -36,12 +36,14 @@ class Refinement:
 
     Attributes:
         scales, own_scale: layers whose word maps are read, and whose self-attention sharpens these.
+        reach: how far a refined mask may go beyond the given one.
     """
 
     start: float = 0.1
     threshold: float = 0.45
     scales: tuple[int, ...] = ()
     own_scale: int | None = None
+    reach: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,7 @@ def masks_of(task: Task, recipe: Recipe) -> Any:
 
 def _refinement(setup: Setup, prompts: list[str], how: Refinement) -> Any:
     """Mask refinement by all words of the prompts, which must stand at the same tokens."""
-    found = [
-        make_refinement(read_prompt(setup.clip, prompt), "", how.start, how.threshold, how.scales, how.own_scale)
-        for prompt in dict.fromkeys(prompts)
-    ]
+    found = [make_refinement(read_prompt(setup.clip, prompt), "", **asdict(how)) for prompt in dict.fromkeys(prompts)]
     if any(other.columns != found[0].columns for other in found):
         raise ValueError("The prompts of a batch have their words at different tokens; refine them one by one.")
     return found[0]

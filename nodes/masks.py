@@ -124,6 +124,13 @@ class RefineMaskNode(io.ComfyNode):
                     "its edges. Half (32x32 for 512 pixels) is usual; none is the paper's.",
                     advanced=True,
                 ),
+                fraction_input(
+                    "reach",
+                    1.0,
+                    "How far the refined mask may go beyond the given one, as a share of its size as dilation is: 0 "
+                    "keeps it inside; 1, the paper's, lets it be anywhere.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 EditMasksSocket.Output(display_name="masks", tooltip="For CPAM."),
@@ -141,9 +148,10 @@ class RefineMaskNode(io.ComfyNode):
         threshold: float,
         map_size: str = ALL,
         self_maps: str = NONE,
+        reach: float = 1.0,
     ) -> io.NodeOutput:
         scales = () if map_size == ALL else (SIZES[map_size],)
-        refinement = make_refinement(prompt, words, start, threshold, scales, SIZES.get(self_maps))
+        refinement = make_refinement(prompt, words, start, threshold, scales, SIZES.get(self_maps), reach)
         return io.NodeOutput(masks.refined(refinement), refinement.masks)
 
 

@@ -48,7 +48,7 @@ def test_costs_gather_what_was_made_of_a_mask() -> None:
         results |= {
             f"{name}, as given": (number / 10, 20.0),
             f"{name}, refined": (number / 10 + 0.05, 30.0),
-            f"{name}, refined, sharpened": (number / 10 + 0.06, 31.0),
+            f"{name}, refined, near": (number / 10 + 0.06, 31.0),
         }
     found = mask_evaluation.costs(task, results)
     assert [cost.mask for cost in found] == list(FAULTS)

@@ -14,7 +14,7 @@ from attention_edit.attention import engine, refine
 from attention_edit.attention.control import Control
 from attention_edit.attention.cpam import CPAM
 from attention_edit.attention.edit_masks import TASKS, edit_masks
-from attention_edit.attention.masks import resize
+from attention_edit.attention.masks import grow, resize
 from attention_edit.attention.refine import RefinedMasks, Refinement, Target, make_refinement, select
 from attention_edit.attention.regions import RegionPrompts, make_region
 from attention_edit.nodes.masks import RefinedMasksNode
@@ -122,6 +122,17 @@ def test_self_attention_sharpens(model, inversion):
         assert not torch.equal(found, cut(heat))
 
 
+@pytest.mark.parametrize("reach", [0.0, 0.4])
+def test_reach_keeps_it_near_the_given_mask(model, inversion, reach):
+    """What lies further out than that is not selected; the rest is as without it."""
+    bounded, free = refinement(reach=reach, threshold=0.2), refinement(threshold=0.2)
+    for how in (bounded, free):
+        edit(model, inversion, how)
+    allowed = resize(grow(edits.masks().target, reach), (tiny.SIZE, tiny.SIZE), "any")
+    assert (free.masks.by_step[1] & ~allowed).any()
+    assert torch.equal(bounded.masks.by_step[1], free.masks.by_step[1] & allowed)
+
+
 @pytest.mark.parametrize("options", [{"scales": (3,)}, {"own_scale": 3}])
 def test_sizes_that_the_model_lacks_are_refused(model, inversion, options):
     with pytest.raises(ValueError, match="has no attention layers of the size"):
@@ -131,7 +142,7 @@ def test_sizes_that_the_model_lacks_are_refused(model, inversion, options):
 def test_the_given_mask_holds_until_then(model, inversion, monkeypatch):
     """A refined mask that is the given one changes nothing; one that is everything makes the rest plain sampling."""
     plain = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0))
-    monkeypatch.setattr(refine, "select", lambda heat, threshold, given: resize(given, tuple(heat.shape[1:])))
+    monkeypatch.setattr(refine, "select", lambda heat, threshold, given, reachable: resize(given, tuple(heat.shape[1:])))
     assert torch.equal(edit(model, inversion, refinement()), plain)
     monkeypatch.setattr(refine, "select", lambda heat, *_: torch.ones(heat.shape, dtype=torch.bool))
     stopped = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0, end=HALF))
