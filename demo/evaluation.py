@@ -206,7 +206,7 @@ def mask_faults(setup: Setup, options: argparse.Namespace) -> list[mask_evaluati
     """Measure what faults of the mask cost, with and without refinement."""
     results = []
     for name in (name for name in mask_evaluation.TASKS if name in (options.tasks or tasks.NAMES)):
-        task = tasks.make_task(name, options.count)
+        task = mask_evaluation.make_task(name, options.count)
         chosen = mask_evaluation.methods_of()
         edited = evaluate_task(setup, task, chosen, options.batch, options.output, sheet=f"masks {name}")
         found = mask_evaluation.costs(task, {e.method: (e.success, e.background_psnr) for e in edited})

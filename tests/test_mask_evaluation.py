@@ -41,6 +41,14 @@ def test_faults_of_a_batch_are_those_of_each() -> None:
         assert torch.equal(fault(both), torch.cat([fault(both[:1]), fault(both[1:])]))
 
 
+def test_the_background_begins_at_the_object() -> None:
+    """Closer than in the tables of edits, so that what a mask is too large by is seen; nothing there may change."""
+    task, usual = mask_evaluation.make_task("recolour", 4), tasks.make_task("recolour", 4)
+    ring = too_large(task.mask) * (1 - metrics.dilate(task.mask, mask_evaluation.MARGIN))
+    assert (ring * task.kept).sum() > 0.5 * ring.sum() and (ring * usual.kept).sum() == 0
+    assert ((task.truth - task.source).abs() * task.kept).max() < 0.01
+
+
 def test_costs_gather_what_was_made_of_a_mask() -> None:
     task = tasks.make_task("recolour", 2)
     results = {}
@@ -49,12 +57,13 @@ def test_costs_gather_what_was_made_of_a_mask() -> None:
             f"{name}, as given": (number / 10, 20.0),
             f"{name}, refined": (number / 10 + 0.05, 30.0),
             f"{name}, refined, near": (number / 10 + 0.06, 31.0),
+            f"{name}, refined, inside": (number / 10 + 0.07, 32.0),
         }
     found = mask_evaluation.costs(task, results)
     assert [cost.mask for cost in found] == list(FAULTS)
     assert found[0].overlap == 1 and all(0 < cost.overlap < 1 for cost in found[1:])
-    assert list(found[2].success.values()) == pytest.approx([0.2, 0.25, 0.26])
-    assert list(found[2].background_psnr.values()) == [20.0, 30.0, 31.0]
+    assert list(found[2].success.values()) == pytest.approx([0.2, 0.25, 0.26, 0.27])
+    assert list(found[2].background_psnr.values()) == [20.0, 30.0, 31.0, 32.0]
     worst = metrics.overlap(shifted(task.mask), task.mask).mean()
     assert found[2].overlap == pytest.approx(float(worst))
     table = mask_evaluation.table(found)
