@@ -208,10 +208,10 @@ class Target:
 
     def _reachable(self, run: Run) -> Tensor | None:
         """Where the refined mask may be, at the latent's size; None for everywhere."""
-        assert self._refinement is not None
-        if self._refinement.reach >= 1:
+        reach = 1.0 if self._refinement is None else self._refinement.reach
+        if reach >= 1:
             return None
-        return run.once((self, "reachable"), lambda: resize(grow(self._given, self._refinement.reach), run.size, "any"))
+        return run.once((self, "reachable"), lambda: resize(grow(self._given, reach), run.size, "any"))
 
 
 def select(heat: Tensor, threshold: float, given: Tensor, reachable: Tensor | None = None) -> Tensor:

@@ -1,14 +1,15 @@
 """Time and memory of each inversion on a full-size SD1.5 UNet: `python demo/benchmark.py [--steps 4] [--size 512]`.
 
 The weights are random, so nothing has to be downloaded; what an evaluation costs does not depend on them. Everything
-is a ratio to the host's own sampler, in one process: one guided step of euler, two evaluations.
+is a ratio to the host's own sampler: one guided step of euler, two evaluations. Every case runs in a process of its
+own, so that its peak of memory is its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,88 +68,105 @@ def conditioning(seed: int) -> list[Any]:
     return [[torch.randn(1, 77, SD15["context_dim"], generator=torch.Generator().manual_seed(seed)), {}]]
 
 
-def cases(model: Any, latent: Any, steps: int) -> dict[str, Callable[[Any], tuple[int, int]]]:
-    """What is measured: from a model whose evaluations are counted to (steps, backward evaluations)."""
+PLAIN = "plain sampler, euler"
+CASES = (
+    PLAIN,
+    "DDIM inversion",
+    "fixed point, 5 iterations",
+    "direct inversion at half strength",
+    "null text, 1 update",
+    "null text, 1 update, saving memory",
+)
+
+
+def run_case(name: str, model: Any, latent: Any, steps: int) -> int:
+    """Run one of CASES on a model; returns the backward evaluations, of which the model's counter knows nothing."""
     import comfy.sample
     import comfy.samplers
     import torch
     from pack import pack_module
 
-    run, direct = pack_module("inversion.run"), pack_module("inversion.direct")
-    null, fixed = pack_module("inversion.null_text"), pack_module("inversion.fixed_point")
+    ddim, null = pack_module("inversion.run").ddim_inversion, pack_module("inversion.null_text")
     positive, negative = conditioning(1), conditioning(2)
-    inversion = run.ddim_inversion(model, {"samples": latent}, positive, steps + 1, 0)
-    sigmas = torch.tensor(inversion.schedule)
-
-    def plain(counted: Any) -> tuple[int, int]:
-        sampler = comfy.samplers.sampler_object("euler")
+    if name == "DDIM inversion":
+        ddim(model, {"samples": latent}, positive, steps + 1, 0)
+        return 0
+    inversion = stored(latent, positive, steps)
+    if name == PLAIN:
+        sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor(inversion.schedule)
+        noise = torch.zeros_like(latent)
         comfy.sample.sample_custom(
-            counted,
-            torch.zeros_like(latent),
-            7.5,
-            sampler,
-            sigmas,
-            positive,
-            negative,
-            latent,
-            disable_pbar=True,
-            seed=0,
+            model, noise, 7.5, sampler, sigmas, positive, negative, latent, disable_pbar=True, seed=0
         )
-        return steps, 0
+    elif name.startswith("fixed point"):
+        fixed = pack_module("inversion.fixed_point").fixed_point_inversion
+        fixed(model, inversion, (1.0, None), tolerance=0.0, iterations=5)
+    elif name.startswith("direct"):
+        pack_module("inversion.direct").direct_inversion(model, inversion, (7.5, negative), 0.5, 1)
+    else:
+        settings = null.Settings(inner=1, early_stop=0.0, checkpointing=name.endswith("saving memory"))
+        return null.null_text_inversion(model, inversion, negative, settings)[1].cost.backward
+    return 0
 
-    def ddim(counted: Any) -> tuple[int, int]:
-        run.ddim_inversion(counted, {"samples": latent}, positive, steps + 1, 0)
-        return steps, 0
 
-    def repeated(counted: Any) -> tuple[int, int]:
-        fixed.fixed_point_inversion(counted, inversion, (1.0, None), tolerance=0.0, iterations=5)
-        return steps, 0
+def stored(latent: Any, source: Any, steps: int) -> Any:
+    """An inversion as DDIM would have left it, of noise: what it holds does not matter to what it costs."""
+    import torch
+    from pack import pack_module
 
-    def pulled(counted: Any) -> tuple[int, int]:
-        direct.direct_inversion(counted, inversion, (7.5, negative), 0.5, 1)
-        return steps, 0
+    sigmas = torch.linspace(0.03, 14.6, steps + 1).tolist()
+    rng = torch.Generator().manual_seed(4)
+    latents = torch.stack([latent + sigma * torch.randn(latent.shape, generator=rng) for sigma in sigmas])
+    kind = pack_module("inversion.record").Inversion
+    return kind(latents, tuple(sigmas), steps, 0, "SD1.x", "eps", source)
 
-    def optimised(checkpointing: bool) -> Callable[[Any], tuple[int, int]]:
-        def case(counted: Any) -> tuple[int, int]:
-            settings = null.Settings(inner=1, early_stop=0.0, checkpointing=checkpointing)
-            told = null.null_text_inversion(counted, inversion, negative, settings)[1]
-            return steps, told.cost.backward
 
-        return case
+def measure(case: str, chosen: argparse.Namespace) -> dict[str, float]:
+    """One case: forward and backward evaluations and seconds per step, and peak memory in GB."""
+    import comfy.model_management
+    import torch
+    from own_process import peak
+    from pack import pack_module
 
+    model = full_size_model(getattr(torch, chosen.dtype), chosen.width)
+    rng = torch.Generator().manual_seed(3)
+    latent = torch.randn(1, 4, chosen.size // 8, chosen.size // 8, generator=rng)
+    comfy.model_management.load_models_gpu([model])
+    with pack_module("inversion.cost").measured(model) as (counted, cost):
+        backward = run_case(case, counted, latent, chosen.steps)
     return {
-        "plain sampler, euler": plain,
-        "DDIM inversion": ddim,
-        "fixed point, 5 iterations": repeated,
-        "direct inversion at half strength": pulled,
-        "null text, 1 update": optimised(False),
-        "null text, 1 update, saving memory": optimised(True),
+        "forward": cost.forward / chosen.steps,
+        "backward": backward / chosen.steps,
+        "seconds": cost.seconds / chosen.steps,
+        "memory": peak(comfy.model_management.get_torch_device()),
     }
 
 
-def measure(model: Any, latent: Any, steps: int) -> list[list[str]]:
-    """Rows of the table."""
-    from pack import pack_module
+def table(found: dict[str, dict[str, float]]) -> str:
+    """The cases side by side."""
+    import report
 
-    measured = pack_module("inversion.cost").measured
-    rows, unit = [], 0.0
-    for name, case in cases(model, latent, steps).items():
-        with measured(model) as (counted, cost):
-            done, backward = case(counted)
-        per_step = cost.seconds / done
-        unit = unit or per_step
-        evaluations = f"{cost.forward / done:g}" + (f" + {backward / done:g} back" if backward else "")
+    plain, rows = found[PLAIN], []
+    for case, values in found.items():
+        back = f" + {values['backward']:g} back" if values["backward"] else ""
         rows.append(
-            [name, evaluations, f"{per_step:.2f} s", f"{per_step / unit:.2f}x", f"{cost.memory / 2**20:.0f} MiB"]
+            [
+                case,
+                f"{values['forward']:g}{back}",
+                f"{values['seconds']:.2f} s",
+                f"{values['seconds'] / plain['seconds']:.2f}x",
+                f"{values['memory']:.2f} GB",
+                f"{values['memory'] / plain['memory']:.2f}x",
+            ]
         )
-        print(" | ".join(rows[-1]), flush=True)
-    return rows
+    header = ["case", "evaluations per step", "time per step", "against plain", "peak memory", "against plain"]
+    return report.markdown(header, rows)
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print the table and write it to a file; returns the exit code."""
-    import report
     import torch
+    from own_process import run_cases
 
     parser = argparse.ArgumentParser(prog="demo/benchmark.py", description=__doc__)
     parser.add_argument("--steps", type=int, default=4, help="DDIM steps of each case")
@@ -156,16 +174,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--width", type=int, default=320, help="channels of the first block; 320 is SD1.5")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path, default=Path("build/benchmark.md"))
-    options = parser.parse_args(arguments)
-    with torch.inference_mode():
-        model = full_size_model(getattr(torch, options.dtype), options.width)
-        rng = torch.Generator().manual_seed(3)
-        latent = torch.randn(1, 4, options.size // 8, options.size // 8, generator=rng)
-        rows = measure(model, latent, options.steps)
-    table = report.markdown(["case", "evaluations per step", "time per step", "ratio", "memory above weights"], rows)
-    print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(table, "utf-8")
+    parser.add_argument("--case", choices=CASES, help="only this one, as JSON")
+    chosen = parser.parse_args(arguments)
+    if chosen.case is not None:
+        with torch.inference_mode():
+            print(json.dumps(measure(chosen.case, chosen)))
+        return 0
+    found = run_cases(__file__, CASES, arguments)
+    if found is None:
+        return 1
+    text = table(found)
+    print(text)
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(text, "utf-8")
     return 0
 
 

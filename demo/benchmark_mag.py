@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import host_process
+from own_process import peak, run_cases
 
 CASES = ("plain", "unguided", "published", "MAG-Edit", "MAG-Edit, checkpointed")
 
@@ -111,18 +110,6 @@ def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
     return {"operations": flops.get_total_flops(), "seconds": time.perf_counter() - start, "memory": peak(device)}
 
 
-def peak(device: Any) -> float:
-    """Peak memory in GB: of the device, or of this process on a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
-
-
 def table(found: dict[str, dict[str, float]], iterations: int) -> str:
     """The cases side by side: what an iteration adds to the step, in evaluations and in plain steps' time."""
     import report
@@ -157,13 +144,9 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.case is not None:
         print(json.dumps(one_step(chosen.case, chosen)))
         return 0
-    found = {}
-    for case in CASES:
-        command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--case", case]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            return done.returncode
-        found[case] = json.loads(done.stdout.splitlines()[-1])
+    found = run_cases(__file__, CASES, arguments)
+    if found is None:
+        return 1
     print(table(found, chosen.iterations))
     return 0
 

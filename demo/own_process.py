@@ -1,0 +1,39 @@
+"""Cases of a benchmark, each in a process of its own, so that its peak of memory is its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def run_cases(script: str, cases: Sequence[str], arguments: Sequence[str]) -> dict[str, dict[str, float]] | None:
+    """What a script prints as JSON in its last line when it is called with `--case`, by case.
+
+    Returns:
+        None when a case failed; it has said why.
+    """
+    found = {}
+    for case in cases:
+        command = [sys.executable, str(Path(script).resolve()), *arguments, "--case", case]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            return None
+        found[case] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{case}: {found[case]}", file=sys.stderr, flush=True)
+    return found
+
+
+def peak(device: Any) -> float:
+    """Peak memory in GB: of the device, or of this process on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
