@@ -121,6 +121,10 @@ def _method(name: str, control: Any, source: Callable[[int], float]) -> Method:
 _TABLE: list[tuple[Method, tuple[str, ...]]] = [
     (_method("DDIM inversion alone", None, lambda steps: 0), SHAPES_AND_COLOURS),
     (_method("FPE", fpe_control(), lambda steps: round(0.8 * steps)), SHAPES_AND_COLOURS),
+    (
+        _method("FPE, layers 4 to 14", fpe_control(layers=rules.PAPER), lambda steps: round(0.8 * steps)),
+        SHAPES_AND_COLOURS,
+    ),
     (_method("MasaCtrl", masactrl_control(), lambda steps: steps - 1 - round(0.08 * steps)), SHAPES),
     (_method("Plug-and-Play", pnp_control(), lambda steps: round(0.8 * steps)), SHAPES_AND_COLOURS),
     (
