@@ -187,6 +187,12 @@ def _of_scales(family: Family, scales: tuple[int, ...]) -> tuple[Layer, ...]:
     return tuple(layer for layer in family.layers if layer.scale in scales)
 
 
+def sizes_of(family: Family) -> str:
+    """The names of the sizes that a family has layers of, to be read."""
+    there = {layer.scale for layer in family.layers}
+    return ", ".join(name for name, scale in SIZES.items() if scale in there)
+
+
 def recorder(
     prompt: Prompt, family: Family, cross: tuple[int, ...], own: tuple[int, ...], start: float, end: float
 ) -> RecordMaps:
@@ -201,9 +207,8 @@ def recorder(
     there = {layer.scale for layer in family.layers}
     missing = [name for name, scale in SIZES.items() if scale in (*cross, *own) and scale not in there]
     if missing:
-        has = [name for name, scale in SIZES.items() if scale in there]
         raise ValueError(
-            f"{family.name} has no attention layers of {' or '.join(missing)} size; it has {', '.join(has)}. Choose "
+            f"{family.name} has no attention layers of {' or '.join(missing)} size; it has {sizes_of(family)}. Choose "
             "one of these in Record Attention Maps."
         )
     if not prompt.content and not own:

@@ -19,7 +19,7 @@ from .alignment import find_words
 from .map_masks import min_max, sharpen
 from .maps import cross_map, self_map
 from .masks import for_batch, grow, resize
-from .record_maps import SIZES, MeanMap
+from .record_maps import MeanMap, sizes_of
 from .run import savable
 
 if TYPE_CHECKING:
@@ -101,10 +101,9 @@ class Refinement:
         there = {layer.scale for layer in run.family.layers}
         for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
             if any(scale and scale not in there for scale in scales):
-                has = ", ".join(name for name, scale in SIZES.items() if scale in there)
                 raise ValueError(
                     f"{run.family.name} has no attention layers of the size that {of} of Refine Mask asks for; it "
-                    f"has {has}."
+                    f"has {sizes_of(run.family)}."
                 )
         if self.first(run) >= run.steps:
             raise ValueError(
@@ -115,11 +114,11 @@ class Refinement:
 def make_refinement(
     prompt: Prompt,
     words: str,
-    start: float,
-    threshold: float,
-    scales: tuple[int, ...] = (),
-    own_scale: int | None = None,
-    reach: float = 1.0,
+    start: float = Refinement.start,
+    threshold: float = Refinement.threshold,
+    scales: tuple[int, ...] = Refinement.scales,
+    own_scale: int | None = Refinement.own_scale,
+    reach: float = Refinement.reach,
 ) -> Refinement:
     """A refinement that follows words of a prompt.
 
@@ -196,19 +195,18 @@ class Target:
 
     def step_done(self, run: Run) -> None:
         """Replace the mask by the refined one, if this step's maps make one."""
-        if self._refinement is None or self._words is None:
+        refinement, heat = self._refinement, self._words
+        if refinement is None or heat is None:
             return
-        heat = self._words
         if self._own is not None:
             sharp = sharpen(heat, self._own, 1)
             heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]
-        self.mask = select(heat, self._refinement.threshold, self._given, self._reachable(run))
+        self.mask = select(heat, refinement.threshold, self._given, self._reachable(run, refinement.reach))
         self._derived.clear()
-        self._refinement.masks.keep(run.step, self.mask)
+        refinement.masks.keep(run.step, self.mask)
 
-    def _reachable(self, run: Run) -> Tensor | None:
+    def _reachable(self, run: Run, reach: float) -> Tensor | None:
         """Where the refined mask may be, at the latent's size; None for everywhere."""
-        reach = 1.0 if self._refinement is None else self._refinement.reach
         if reach >= 1:
             return None
         return run.once((self, "reachable"), lambda: resize(grow(self._given, reach), run.size, "any"))

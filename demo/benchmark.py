@@ -145,22 +145,13 @@ def measure(case: str, chosen: argparse.Namespace) -> dict[str, float]:
 def table(found: dict[str, dict[str, float]]) -> str:
     """The cases side by side."""
     import report
+    from own_process import COSTS, cost_cells
 
-    plain, rows = found[PLAIN], []
+    rows = []
     for case, values in found.items():
         back = f" + {values['backward']:g} back" if values["backward"] else ""
-        rows.append(
-            [
-                case,
-                f"{values['forward']:g}{back}",
-                f"{values['seconds']:.2f} s",
-                f"{values['seconds'] / plain['seconds']:.2f}x",
-                f"{values['memory']:.2f} GB",
-                f"{values['memory'] / plain['memory']:.2f}x",
-            ]
-        )
-    header = ["case", "evaluations per step", "time per step", "against plain", "peak memory", "against plain"]
-    return report.markdown(header, rows)
+        rows.append([case, f"{values['forward']:g}{back}", *cost_cells(values, found[PLAIN])])
+    return report.markdown(["one step", "evaluations", *COSTS], rows)
 
 
 def main(arguments: list[str]) -> int:

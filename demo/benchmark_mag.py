@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import host_process
-from own_process import peak, run_cases
+from own_process import COSTS, cost_cells, peak, run_cases
 
 CASES = ("plain", "unguided", "published", "MAG-Edit", "MAG-Edit, checkpointed")
 
@@ -121,18 +121,9 @@ def table(found: dict[str, dict[str, float]], iterations: int) -> str:
     rows = []
     for case, values in found.items():
         added = (values["operations"] - found["unguided"]["operations"]) / (plain["operations"] / 2) / iterations
-        rows.append(
-            [
-                case,
-                "" if case in ("plain", "unguided") else f"{added:.2f}",
-                f"{values['seconds']:.2f} s",
-                f"{values['seconds'] / plain['seconds']:.2f}x",
-                f"{values['memory']:.2f} GB",
-                f"{values['memory'] / plain['memory']:.2f}x",
-            ]
-        )
-    header = ["one step", "evaluations per iteration", "time", "against plain", "peak memory", "against plain"]
-    return report.markdown(header, rows)
+        work = "" if case in ("plain", "unguided") else f"{added:.2f}"
+        rows.append([case, work, *cost_cells(values, plain)])
+    return report.markdown(["one step", "evaluations per iteration", *COSTS], rows)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,8 +9,8 @@ import torch
 import world
 from workflow_file import WorkflowError, find_node
 
-PROMPTS = {"Edit Prompt": 0, "Second Edit Prompt": 1}
-"""Which object of the scene a prompt is for, by its node's title."""
+FIRST, SECOND = "Edit Prompt", "Second Edit Prompt"
+"""Titles of the nodes whose prompts are for the scene's first and second object."""
 
 DRAWN = ("add an object", "edit a part or region")
 """Tasks whose result has no rendered truth: where in the region an object comes to lie is the model's choice."""
@@ -41,10 +41,10 @@ def task_of(prompt: Prompt) -> str | None:
         return None
 
 
-def text_of(prompt: Prompt) -> str:
-    """The edit's prompt; empty for a removal, which has none."""
+def text_of(prompt: Prompt, title: str = FIRST) -> str:
+    """A prompt of the edit; empty where there is none, as for a removal."""
     try:
-        return prompt[find_node(prompt, "Edit Prompt")]["inputs"]["text"]
+        return prompt[find_node(prompt, title)]["inputs"]["text"]
     except WorkflowError:
         return ""
 
@@ -79,8 +79,5 @@ def truth_of(prompt: Prompt) -> world.Scenes | None:
     scenes, task = scene_of(prompt), task_of(prompt)
     if scenes is None or task is None or task in DRAWN:
         return None
-    scenes = edited(scenes, task, text_of(prompt))
-    for title, slot in list(PROMPTS.items())[1:]:
-        if any(node["_meta"]["title"] == title for node in prompt.values()):
-            scenes = edited(scenes, task, prompt[find_node(prompt, title)]["inputs"]["text"], slot)
-    return scenes
+    scenes, second = edited(scenes, task, text_of(prompt)), text_of(prompt, SECOND)
+    return edited(scenes, task, second, 1) if second else scenes

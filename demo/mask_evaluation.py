@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import metrics
 import pack_methods
@@ -30,8 +31,7 @@ change with an object; here that would hide the very ring that a mask is too lar
 def make_task(name: str, count: int) -> Task:
     """A task of TASKS that judges the background up to the object."""
     task = tasks.make_task(name, count)
-    same = (task.truth - task.source).abs().amax(1, keepdim=True) < 0.01
-    return replace(task, kept=(1 - metrics.dilate(task.mask, MARGIN)) * same)
+    return replace(task, kept=(1 - metrics.dilate(task.mask, MARGIN)) * tasks.unchanged(task.source, task.truth))
 
 
 def _sizes(masks: Tensor) -> list[int]:
@@ -71,11 +71,11 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
     "bounding box": boxes,
 }
 """What is given instead of the true mask, by name."""
-WAYS: dict[str, pack_methods.Refinement | None] = {
+WAYS: dict[str, dict[str, Any] | None] = {
     "as given": None,
-    "refined": pack_methods.Refinement(),
-    "refined, near": pack_methods.Refinement(scales=(2,), own_scale=1, reach=0.4),
-    "refined, inside": pack_methods.Refinement(scales=(2,), own_scale=1, reach=0.0),
+    "refined": {},
+    "refined, near": {"scales": (2,), "own_scale": 1, "reach": 0.4},
+    "refined, inside": {"scales": (2,), "own_scale": 1, "reach": 0.0},
 }
 """What is made of a mask: nothing, what the paper does, and the same with finer word maps, sharpened by
 self-attention, that may go as far from the given mask as `shifted` moves it, or not at all."""

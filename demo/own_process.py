@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,21 @@ def run_cases(script: str, cases: Sequence[str], arguments: Sequence[str]) -> di
         found[case] = json.loads(done.stdout.splitlines()[-1])
         print(f"{case}: {found[case]}", file=sys.stderr, flush=True)
     return found
+
+
+COSTS = ("time", "against plain", "peak memory", "against plain")
+"""The columns of `cost_cells`."""
+
+
+def cost_cells(values: Mapping[str, float], plain: Mapping[str, float]) -> list[str]:
+    """Seconds and memory of a case, each also as a multiple of the plain one's."""
+    seconds, memory = values["seconds"], values["memory"]
+    return [
+        f"{seconds:.2f} s",
+        f"{seconds / plain['seconds']:.2f}x",
+        f"{memory:.2f} GB",
+        f"{memory / plain['memory']:.2f}x",
+    ]
 
 
 def peak(device: Any) -> float:

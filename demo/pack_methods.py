@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.sample
@@ -31,24 +31,12 @@ _TASK = {
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """How Refine Mask reads the maps; the defaults are the paper's.
+class Recipe:
+    """Settings of a CPAM edit; the defaults are the nodes'.
 
     Attributes:
-        scales, own_scale: layers whose word maps are read, and whose self-attention sharpens these.
-        reach: how far a refined mask may go beyond the given one.
+        refinement: settings of Refine Mask that are not the paper's; None for no refinement.
     """
-
-    start: float = 0.1
-    threshold: float = 0.45
-    scales: tuple[int, ...] = ()
-    own_scale: int | None = None
-    reach: float = 1.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a CPAM edit; the defaults are the nodes'."""
 
     dilation: float = 0.1
     localized: bool = True
@@ -62,7 +50,7 @@ class Recipe:
     exact_start: float = 0.0
     full_prompt: bool = False
     guidance: float | None = None
-    refinement: Refinement | None = None
+    refinement: dict[str, Any] | None = None
 
 
 def masks_of(task: Task, recipe: Recipe) -> Any:
@@ -71,9 +59,9 @@ def masks_of(task: Task, recipe: Recipe) -> Any:
     return edit_masks.edit_masks(mask[:, 0], _TASK[task.name], recipe.dilation)
 
 
-def _refinement(setup: Setup, prompts: list[str], how: Refinement) -> Any:
+def _refinement(setup: Setup, prompts: list[str], how: dict[str, Any]) -> Any:
     """Mask refinement by all words of the prompts, which must stand at the same tokens."""
-    found = [make_refinement(read_prompt(setup.clip, prompt), "", **asdict(how)) for prompt in dict.fromkeys(prompts)]
+    found = [make_refinement(read_prompt(setup.clip, prompt), "", **how) for prompt in dict.fromkeys(prompts)]
     if any(other.columns != found[0].columns for other in found):
         raise ValueError("The prompts of a batch have their words at different tokens; refine them one by one.")
     return found[0]

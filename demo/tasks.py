@@ -171,6 +171,11 @@ def _full_prompts(name: str, edited: Scenes) -> list[str]:
     return world.full_captions(replace(edited, colour=colours))
 
 
+def unchanged(source: Tensor, truth: Tensor) -> Tensor:
+    """Where an edit's truth is the source (B, 1, S, S), for images (B, 3, S, S)."""
+    return (truth - source).abs().amax(1, keepdim=True) < 0.01
+
+
 def make_task(name: str, count: int = COUNT) -> Task:
     """A task of NAMES on `count` scenes, the same ones on every machine.
 
@@ -190,7 +195,7 @@ def make_task(name: str, count: int = COUNT) -> Task:
         kept = 1 - metrics.dilate(mask, REACH)
     source, truth = world.render(scenes), world.render(edited)
     # The last of a fading shadow does not count either.
-    kept = kept * ((truth - source).abs().amax(1, keepdim=True) < 0.01)
+    kept = kept * unchanged(source, truth)
     return Task(
         name=name,
         scenes=scenes,
