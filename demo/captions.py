@@ -28,19 +28,22 @@ def caption_index(shape: Tensor, colour: Tensor, background: Tensor) -> Tensor:
     return (kind[:, 0] * _PER_SLOT + kind[:, 1]) * _GROUNDS + background + 1
 
 
-def training_captions(scenes: Scenes, rng: torch.Generator) -> Tensor:
+def training_captions(scenes: Scenes, rng: torch.Generator, whole: Tensor) -> Tensor:
     """Draw a caption index (B,) per scene, as people caption photographs: not everything is always said.
 
     Sampling needs the empty caption (guidance), localized prompts need "a blue circle" without a background
     and beside another object, and keeping an object's look needs "a star" without a colour.
+
+    Args:
+        whole: (B,) of bool, the scenes of which all is said.
     """
     n, device = len(scenes), scenes.shape.device
 
     def chance(p: float, *size: int) -> Tensor:
-        return torch.rand(n, *size, generator=rng, device=device) < p
+        return (torch.rand(n, *size, generator=rng, device=device) < p) & ~whole.view(-1, *[1] * len(size))
 
     shape, colour, background = scenes.shape.clone(), scenes.colour.clone(), scenes.background.clone()
-    swap = chance(0.5)
+    swap = torch.rand(n, generator=rng, device=device) < 0.5
     shape[swap], colour[swap] = shape[swap].flip(1), colour[swap].flip(1)
     colour[chance(0.12, 2)] = UNSAID
     background[chance(0.2)] = UNSAID

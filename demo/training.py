@@ -17,6 +17,7 @@ import load
 import network
 import torch
 import torch.nn.functional as F
+import training_data as data
 import world
 from comfy.clip_model import CLIPTextModel
 from muon import Muon
@@ -27,6 +28,8 @@ from tqdm import tqdm
 SEED = 20_24
 HERE = Path(__file__).parent
 STATE = HERE / ".training"
+PUT_RIGHT_FROM = 13 / 15
+"""From this share of the steps on the UNet also learns to put disturbed scenes right; drawing comes first."""
 OUTER = ("embeddings", "input_blocks.0.", "unet.out.")
 
 
@@ -145,30 +148,6 @@ def train_autoencoder(vae: load.Autoencoder, device: torch.device, steps: int, b
     return trainer.step >= steps
 
 
-@torch.no_grad()
-def latent_pool(vae: load.Autoencoder, device: torch.device, count: int) -> tuple[Tensor, world.Scenes]:
-    """Scaled latents (count, 4, 16, 16) of training scenes, and the scenes' entries that captions need."""
-    path = STATE / "pool.safetensors"
-    scenes, chunk = [], min(count, 200)
-    latents = torch.empty(count, 4, 16, 16, dtype=torch.float16, device=device)
-    cached = load_file(path)["latents"] if path.exists() else None
-    for start in tqdm(range(0, count, chunk), desc="scenes"):
-        part = world.sample_scenes(min(chunk, count - start), SEED + 7_000_000 + start, empty_share=0.04)
-        if cached is None:
-            image = world.render(part.to(device)) * 2 - 1
-            latents[start : start + chunk] = vae.encoder(image).half()
-        scenes.append((part.shape, part.colour, part.background))
-    if cached is not None:
-        latents = cached.to(device)
-    else:
-        STATE.mkdir(exist_ok=True)
-        save_file({"latents": latents.cpu()}, path)
-    shape, colour, background = (torch.cat(x) for x in zip(*scenes, strict=True))
-    template = world.sample_scenes(1, 0)
-    fields = {**template.__dict__, "shape": shape, "colour": colour, "background": background}
-    return latents, world.Scenes(**fields).to(device)
-
-
 def encode_text(text: CLIPTextModel, tokens: Tensor) -> Tensor:
     """Text states (N, 77, C), as the host computes them, but without adding in place, which autograd refuses."""
     model = text.text_model
@@ -187,38 +166,23 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, _: None) -> T
 
 
 def train_diffusion(
-    unet: nn.Module, text: CLIPTextModel, pool: tuple[Tensor, world.Scenes], steps: int, batch: int, clock: Clock
+    unet: nn.Module, text: CLIPTextModel, pool: data.Pool, steps: int, batch: int, clock: Clock
 ) -> bool:
     """Predict the noise of noisy latents from captions. True when all steps are done."""
-    latents, scenes = pool
-    device = latents.device
+    device = pool.latents.device
     table = network.tokenize(captions.all_captions()).to(device)
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alphas = torch.cumprod(1 - betas, 0).float().to(device)
     trainer = Trainer("diffusion", nn.ModuleDict({"unet": unet, "text": text}), steps, 6e-4, 0.999, OUTER)
     rng = torch.Generator(device).manual_seed(SEED + 1 + trainer.step)
     bar = tqdm(total=steps, initial=trainer.step, desc="diffusion")
     running = None
     while trainer.step < steps and not clock.over():
-        chosen = torch.randint(len(latents), (batch,), generator=rng, device=device)
-        said = captions.training_captions(_captioned(scenes, chosen), rng)
-        unique, place = said.unique(return_inverse=True)
+        drawn = data.draw(pool, batch, rng, put_right=trainer.step >= PUT_RIGHT_FROM * steps)
+        unique, place = drawn.said.unique(return_inverse=True)
         with torch.autocast(device.type, torch.bfloat16):
             context = encode_text(text, table[unique])[place]
-            clean = latents[chosen].float()
-            noise = torch.randn(clean.shape, generator=rng, device=device)
-            # One level from every part of the range: less noise in the loss than levels drawn apart.
-            place_in_range = torch.arange(batch, device=device) + torch.rand(batch, generator=rng, device=device)
-            t = (place_in_range * 1000 / batch).long().clamp(max=999)
-            alpha = alphas[t].view(-1, 1, 1, 1)
-            noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-            predicted = unet(noisy, t.float(), context=context)
-            error = (predicted.float() - noise).square().mean((1, 2, 3))
-            # Weights of the v objective, with min-SNR's bound (Hang et al. 2023) on both sides: plain eps weights
-            # care little for nearly pure noise, where a picture's layout and colours are decided.
-            snr = alphas[t] / (1 - alphas[t])
-            weight = (1 + 1 / snr).clamp(max=25) * (5 / snr).clamp(max=1)
-            loss = (error * weight).mean()
+            predicted = unet(drawn.noisy, drawn.t.float(), context=context)
+            error = (predicted.float() - drawn.wanted).square().mean((1, 2, 3))
+            loss = (error * drawn.weight).mean()
         trainer.update(loss)
         running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
         bar.update()
@@ -231,18 +195,11 @@ def train_diffusion(
     return trainer.step >= steps
 
 
-def _captioned(scenes: world.Scenes, chosen: Tensor) -> world.Scenes:
-    """The chosen scenes, with only the entries that captions read."""
-    fields = {**scenes.__dict__}
-    fields |= {k: fields[k][chosen] for k in ("shape", "colour", "background")}
-    return world.Scenes(**fields)
-
-
 def main(arguments: list[str]) -> int:
     """Train, or go on training, and write the model file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=13_000)
+    parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--autoencoder-batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=40_000)
@@ -270,9 +227,11 @@ def main(arguments: list[str]) -> int:
         vae, device, options.autoencoder_steps, options.autoencoder_batch, clock
     )
     if done:
-        pool = latent_pool(vae, device, options.scenes)
+        pool = data.draw_pool(vae, device, options.scenes, SEED, STATE)
         done = train_diffusion(unet, text, pool, options.steps, options.batch, clock)
     used = network.tokenize(captions.all_captions()).unique()
-    save_file(network.pack(unet, text, vae, used), options.output)
-    print(f"{'done' if done else 'stopped; run again to go on'}: {options.output}")
+    output = options.output if done else STATE / "unfinished.safetensors"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(network.pack(unet, text, vae, used), output)
+    print(f"{'done' if done else 'stopped; run again to go on'}: {output}")
     return 0

@@ -126,3 +126,8 @@ def test_it_is_a_part_of_the_pack_too() -> None:
     inside = importlib.import_module("attention_edit.demo.load")
     assert inside.FILE.resolve() == load.FILE.resolve()
     assert inside.UNET == load.UNET
+
+
+def test_the_shipped_model_is_small() -> None:
+    """It is downloaded with the pack."""
+    assert load.FILE.stat().st_size <= 20e6
