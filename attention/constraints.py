@@ -104,11 +104,6 @@ def evaluate(
     return losses.mean(0), torch.stack([ratio.mean(1) for ratio in ratios]).mean(0)
 
 
-def against(loss: Tensor, negative: Tensor, positive_weight: float = 1.0, negative_weight: float = 1.0) -> Tensor:
-    """Eq 3: towards the new words and away from negative ones; losses (B,)."""
-    return positive_weight * loss - negative_weight * negative
-
-
 def normalised(weights: Sequence[float]) -> list[float]:
     """Eq 5's weights, which sum to one.
 
@@ -119,8 +114,3 @@ def normalised(weights: Sequence[float]) -> list[float]:
     if total <= 0 or min(weights) < 0:
         raise ValueError(f"Weights of guided words must not be negative, and one must be above 0; got {weights}.")
     return [weight / total for weight in weights]
-
-
-def together(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Eq 5: several edits at once, each loss (B,) with its weight."""
-    return torch.stack([loss * share for loss, share in zip(losses, normalised(weights), strict=True)]).sum(0)

@@ -212,14 +212,18 @@ class Control:
     def look(self, kind: str, call: AttentionCall) -> None:
         """See the "self" or "cross" attention of one of its layers; what a passive control has in place of both."""
 
-    def cross_map(self, run: Run, source: Tensor, target: Tensor) -> Tensor:
-        """The map (..., L) that this control puts in the place of a conditional row's cross-attention map.
+    def cross_map(self, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
+        """The map (B, H, N, L) that this control puts in the place of the conditional rows' cross-attention map.
 
         Args:
-            source: (..., L_s), the source's map; its text may have another length.
-            target: (..., L), the target's own, or what earlier controls made of it.
+            source: (B, H, N, L_s), the source's map; its text may have another length.
+            target: (B, H, N, L), the target's own, or what earlier controls made of it.
         """
         return target
+
+    def copies(self, run: Run, word: Sequence[int]) -> bool:
+        """Whether the map's columns at positions of the target prompt are now the source's, whatever the edit."""
+        return False
 
     def contexts(self, run: Run) -> Mapping[str, Tensor]:
         """Further contexts (1 or B, L, C) that the cross layers shall project to keys and values."""

@@ -102,6 +102,11 @@ class CPAM(Control):
         rng = torch.Generator().manual_seed(run.seed)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
         run.once((self, "normal"), lambda: (draws < self.normal_share).tolist())
+        if self.localized and len(run.guider.conds.get("negative") or []) > 1:
+            log.warning(
+                "The negative prompt has several parts; CPAM shows the first of them to the kept pixels. Connect one "
+                "plain negative prompt."
+            )
 
     def acts(self, run: Run) -> bool:
         return run.step < round(self.end * run.steps)
@@ -174,10 +179,20 @@ class CPAM(Control):
         elsewhere = call.attend(call.q, *call.extra[NULL])
         return torch.where(prompted, call.own(), elsewhere)
 
+    def cross_map(self, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
+        """Eq 4: outside M_t no pixel attends to the prompt."""
+        if not self.localized:
+            return target
+        return target * self._inside(call).to(target)[:, None, :, None]
+
+    def _inside(self, call: AttentionCall) -> Tensor:
+        """M_t on a layer's image tokens: (B, N) bool."""
+        inside = resize(self._target(call.run).mask, call.shape, self.resize_rule).flatten(1)
+        return for_batch(inside, call.batch, "edit mask")
+
     def _prompted(self, call: AttentionCall) -> Tensor:
         """Queries (R, N, 1) that read their own row's text: all of unconditional rows, else those inside M_t."""
-        inside = resize(self._target(call.run).mask, call.shape, self.resize_rule).flatten(1)
-        inside = for_batch(inside, call.batch, "edit mask").repeat(len(call.conditional), 1)
+        inside = self._inside(call).repeat(len(call.conditional), 1)
         unconditional = ~torch.tensor(call.conditional).repeat_interleave(call.batch)
         return (inside | unconditional[:, None])[..., None].to(call.q.device)
 

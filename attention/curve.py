@@ -63,6 +63,14 @@ class Curve:
         gains = self.gains()
         return not gains or sum(gains) > 0
 
+    def latest(self) -> str:
+        """What the last step's iterations did, in one line."""
+        points = self.steps[-1]
+        return (
+            f"{self.name!r}, step {points[0].step + 1}: {self.kind} {points[0].ratio:.3f} to {points[-1].ratio:.3f}, "
+            f"loss {points[0].loss:.3f} to {points[-1].loss:.3f}"
+        )
+
     def report(self) -> str:
         """What the run did, in words."""
         if not self.points:
@@ -84,8 +92,9 @@ class Curve:
         return text
 
     def picture(self) -> Tensor:
-        """Loss and ratio over the iterations, one plot above the other: (1, h, w, 3) in 0..1."""
+        """Loss above, ratio below, over the iterations, with a line where a step begins: (1, h, w, 3) in 0..1."""
         note = f"{len(self.points)} iterations in {len(self.steps)} steps"
-        losses = line_plot([p.loss for p in self.points] or [0.0], f"loss of {self.name!r}", note)
-        ratios = line_plot([p.ratio for p in self.points] or [0.0], f"{self.kind} of {self.name!r}", note)
+        starts = [index for index, point in enumerate(self.points) if not point.iteration]
+        losses = line_plot([p.loss for p in self.points] or [0.0], f"loss of {self.name!r}", note, starts)
+        ratios = line_plot([p.ratio for p in self.points] or [0.0], f"{self.kind} of {self.name!r}", note, starts)
         return torch.cat((losses, ratios), dim=1)

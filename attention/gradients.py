@@ -42,7 +42,8 @@ def for_gradients(model: Any, checkpointing: bool) -> Any:
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise ValueError(
             f"Gradients need a model with fp16, bf16 or fp32 weights; this one has {dtype}. Load the checkpoint "
-            "without quantisation (weight_dtype default), or use Negative-Prompt Inversion, which needs no gradient."
+            "without quantisation (weight_dtype default), or do without MAG-Edit and Null-Text Inversion; "
+            "Negative-Prompt Inversion and the other edits need no gradient."
         )
     if dtype.itemsize == 2:
         clone.set_model_compute_dtype(torch.float32)

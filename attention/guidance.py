@@ -36,6 +36,9 @@ FORWARD = {
 }
 """Share of the UNet's floating-point operations ahead of the last layer of a scale, by family and scale, counted at
 512, 768 and 1024 pixels with PyTorch's own attention."""
+BACK = 1.17
+"""Operations of the way back for each of the way forth, as `demo/benchmark_mag.py` counts them: weights get no
+gradient, but attention's way back computes its scores again."""
 
 
 class Enough(BaseException):
@@ -81,7 +84,7 @@ def map_of(call: AttentionCall) -> Tensor:
     found = _softmax(call.q, call.k[:, :length], call.heads)
     source = found if call.source is None else _softmax(call.source.q, call.source.k, call.heads)
     for control in call.run.acting_at("cross", call.layer):
-        found = control.cross_map(call.run, source, found)
+        found = control.cross_map(call, source, found)
     return found
 
 
@@ -114,15 +117,16 @@ class Network:
 
         x (B, C, h, w) is a latent in the sampler's scale, `loss` a function of the `Maps` to a scalar, or to None
         when no gradient is wanted after all. `role` is the conditioning to read with. With `alone` no control but
-        that one acts. The slope (B, C, h, w) is that of the scalar by x.
+        that one acts, and the maps are those of its own layers. The slope (B, C, h, w) is that of the scalar by x.
 
         Raises:
             ValueError: the guider has no such conditioning, or the gradient is not finite.
         """
-        last = max(layers, key=lambda layer: layer.index)
+        alone = [control.cross_layers(self.run.family) for control in self.run.acting() if control.moves]
+        lasts = {_last(found).block for found in (layers, *alone) if found}
         with differentiable(self.guider.inner_model, self.options, checkpointing) as options:
             if checkpointing:
-                options = _kept_whole(options, last)
+                options = _kept_whole(options, lasts)
             conds: dict[str, Any] = {}
             sigma = plain(self.timestep)
 
@@ -133,7 +137,8 @@ class Network:
                 if role not in conds:
                     conds[role] = plain(self._conditioning(role))
                 leaf = x.detach().requires_grad_()
-                with self.run.guided(Reading(layers), alone) as reading:
+                wanted = layers if alone is None else alone.cross_layers(self.run.family)
+                with self.run.guided(Reading(wanted), alone) as reading:
                     given = leaf
                     for control in self.run.acting():
                         given = control.model_input(self.run, given, self.run.sigma)
@@ -170,20 +175,24 @@ def left_early(run: Run, x: Tensor, call: Callable[[], Tensor]) -> Tensor:
 def work(family: Family, scale: int, checkpointing: bool) -> float:
     """UNet evaluations that one pass and its way back to the latent are worth.
 
-    Back costs as much as forth, since weights get no gradient; with checkpointing each block is computed again.
+    With checkpointing each block is computed again.
     """
-    return FORWARD[family.name][scale] * (3 if checkpointing else 2)
+    return FORWARD[family.name][scale] * (1 + BACK + checkpointing)
 
 
-def _kept_whole(options: dict[str, Any], last: Layer) -> dict[str, Any]:
-    """Options under which the block that is left by `Enough` is not checkpointed: it never comes to its end."""
+def _last(layers: Sequence[Layer]) -> Layer:
+    return max(layers, key=lambda layer: layer.index)
+
+
+def _kept_whole(options: dict[str, Any], lasts: set[tuple[str, int]]) -> dict[str, Any]:
+    """Options under which blocks that are left by `Enough` are not checkpointed: they never come to their end."""
     transformer = options["transformer_options"]
     name = "forward_timestep_embed_patch"
     handlers = transformer["patches"][name]
     behind = next(handler for kind, handler in handlers if kind is SpatialTransformer)
 
     def handler(layer: Any, x: Tensor, emb: Tensor, context: Any, inner: dict[str, Any], *rest: Any) -> Tensor:
-        if tuple(inner["block"]) != last.block:
+        if tuple(inner["block"]) not in lasts:
             return behind(layer, x, emb, context, inner, *rest)
         out = layer(x, context, inner)
         if "transformer_index" in inner:

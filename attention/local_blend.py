@@ -96,7 +96,7 @@ class LocalBlend(SourceAfterStep):
             source = cross_map(call.source.q[rows], call.source.k[rows], call.heads, range(length_source))
             target = cross_map(call.q[rows], call.k[rows, :length], call.heads, range(length))
             for control in call.run.acting():
-                target = control.cross_map(call.run, source, target)
+                target = control.cross_map(call, source, target)
             sums = call.run.once((self, "sums"), _Sums)
             for name, positions in self.columns().items():
                 side = source if name.startswith("source") else target

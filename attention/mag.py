@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.sampler_helpers
-import torch
 from torch import Tensor
 
 from . import word_lines
 from .alignment import find_word
-from .constraints import TOKEN, Constraint, Word, evaluate, normalised
+from .constraints import TOKEN, Constraint, Word, evaluate
 from .control import AttentionCall, Control
 from .curve import Curve
 from .families import Family, Layer
-from .gradients import plain
-from .guidance import FORWARD, Maps, Network, Slope, work
+from .guidance import FORWARD, Maps, Network, work
+from .mag_loop import guided
 from .masks import as_mask, check_aspect, for_batch, resize
 from .plan import KEY
 from .run import Run
+from .source import check_target_prompt
 from .words import Prompt
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class MAG(Control):
         blend: share of the steps after which the source's latent is kept outside the mask.
         checkpointing: less memory for a longer way back.
         curve: filled by the run.
-        length: text tokens of the target prompt, to tell when another prompt is sampled with.
+        prompt: the target prompt, to tell when another one is sampled with.
     """
 
     words: tuple[Word, ...]
@@ -129,7 +129,7 @@ class MAG(Control):
     blend: float = 0.7
     checkpointing: bool = False
     curve: Curve = field(default_factory=Curve, repr=False)
-    length: int | None = None
+    prompt: Prompt | None = None
     name = "MAG-Edit"
     moves = True
     guidable = True
@@ -141,8 +141,8 @@ class MAG(Control):
         """Check what it stands on, and say what it will cost.
 
         Raises:
-            ValueError: a method underneath whose maps are not known, maps of a scale that the family has not, or
-                positions outside the prompt.
+            ValueError: a method underneath whose maps are not known, maps of a scale that the family has not,
+                positions outside the prompt, or a prompt that is not sampled with.
         """
         hindering = [control.name for control in run.controls if not (control.guidable or control.passive)]
         if hindering:
@@ -154,6 +154,8 @@ class MAG(Control):
         if self.detail not in FORWARD[run.family.name]:
             raise ValueError(f"{run.family.name} has no attention maps of 1/{self.detail} of the latent's side.")
         check_aspect(self.mask, run.size, "mask of MAG-Edit")
+        if self.prompt is not None:
+            check_target_prompt(run, self.prompt, self.name)
         self.curve.begin()
         if self.negative is not None:
             run.guider.conds[self.negative_role] = comfy.sampler_helpers.convert_cond(self.negative.conditioning)
@@ -181,7 +183,7 @@ class MAG(Control):
     def moved(self, run: Run, x: Tensor, network: Network) -> Tensor:
         """Algorithm 1, lines 1 to 7, for all parts at once."""
         parts = [control for control in run.acting() if isinstance(control, MAG)]
-        return _guided(parts, run, x, network) if parts[0] is self else x
+        return guided(parts, run, x, network) if parts[0] is self else x
 
     def cells(self, shape: tuple[int, ...]) -> Tensor:
         """The mask on a feature map: (M, h, w) bool. Nearest as released; one that would vanish is kept."""
@@ -191,9 +193,8 @@ class MAG(Control):
         """The constraint's loss and ratio, (B,) each, on the layers that this part reads."""
         layers = [layer.index for layer in self.cross_layers(run.family)]
         found = [maps[index] for index in layers]
-        _check_length(
-            found[0].shape[-1], max(max(word) for word in words), None if words is not self.words else self.length
-        )
+        expected = self.prompt.length if self.prompt is not None and words is self.words else None
+        _check_length(found[0].shape[-1], max(max(word) for word in words), expected)
         masks = [run.once((self, a.shape[2], a.device), lambda a=a: self._places(run, a)) for a in found]
         return evaluate(self.constraint, found, masks, words)
 
@@ -224,84 +225,3 @@ def _plan(part: MAG, run: Run) -> None:
         len(levels),
         passes * work(run.family, part.detail, part.checkpointing),
     )
-
-
-def _tell(part: MAG, run: Run) -> None:
-    """Log what came of it, once the last step is guided."""
-    if run.sigma <= run.kept[part, "last"]:
-        log.log(logging.INFO if part.curve.worked() else logging.WARNING, "MAG-Edit: %s", part.curve.report())
-
-
-def _guided(parts: list[MAG], run: Run, x: Tensor, network: Network) -> Tensor:
-    """x (B, C, h, w) in the sampler's scale after this step's updates; outside the masks it stays bit for bit.
-
-    With z = x / sqrt(1 + sigma^2), z - s sigma dL/dz is x - s sigma (1 + sigma^2) dL/dx.
-    """
-    layers = sorted({layer for p in parts for layer in p.cross_layers(run.family)}, key=lambda layer: layer.index)
-    inside = run.once(("mag", *parts, x.device), lambda: union(parts, tuple(x.shape)).to(x.device))
-    shares = dict(zip(parts, normalised([p.weight for p in parts]), strict=True))
-    length = run.sigma * (1 + run.sigma**2)
-    waiting, last = parts, dict.fromkeys(parts, 0.0)
-    with network.slopes(layers, any(p.checkpointing for p in parts)) as slope:
-        latent = plain(x)
-        for iteration in range(max(p.iterations for p in parts)):
-            waiting = [p for p in waiting if iteration < p.iterations]
-
-            def loss(maps: Maps, iteration: int = iteration) -> Tensor | None:
-                nonlocal waiting
-                losses = {p: _recorded(p, run, maps, iteration) for p in waiting}
-                waiting = [p for p in waiting if not _settled(p, last[p])]
-                last.update({p: p.curve.points[-1].ratio for p in waiting})
-                return sum((shares[p] * p.scale * losses[p] for p in waiting), torch.zeros(())) if waiting else None
-
-            found = slope(latent, loss) if waiting else None
-            if found is None:
-                break
-            for part in waiting:
-                if part.negative is not None:
-                    found = found - shares[part] * part.scale * _away(part, part.negative, run, latent, slope)
-            _check_slope(found, inside, waiting)
-            latent = torch.where(inside, latent - length * found, latent)
-    for part in parts:
-        _tell(part, run)
-    return latent
-
-
-def _recorded(part: MAG, run: Run, maps: Maps, iteration: int) -> Tensor:
-    """A part's loss, summed over the batch so that each image has its own gradient; the curve gets a point."""
-    loss, ratio = part.loss(run, maps, part.words)
-    part.curve.add(run.step, iteration, loss.mean().item(), ratio.mean().item())
-    return loss.sum()
-
-
-def _away(part: MAG, negative: Negative, run: Run, latent: Tensor, slope: Slope) -> Tensor:
-    """Eq 3's second term: the weighted slope of the negative words' loss, in a pass of its own."""
-    found = slope(latent, lambda maps: part.loss(run, maps, negative.words)[0].sum(), part.negative_role, part)
-    assert found is not None
-    return negative.weight * found
-
-
-def _settled(part: MAG, before: float) -> bool:
-    """Whether the last update has raised the words' share of attention too little for another one.
-
-    The share tells, not the loss: of a share of a few per cent, (1 - r)^2 hardly moves.
-    """
-    now = part.curve.points[-1].ratio
-    return part.gain > 0 and before > 0 and now - before < part.gain * before
-
-
-def _check_slope(slope: Tensor, inside: Tensor, parts: list[MAG]) -> None:
-    """Raise ValueError if no change of the latent under the mask can change the maps that are looked at."""
-    if not bool((slope * inside).any()):
-        names = ", ".join(repr(p.curve.name) for p in parts)
-        raise ValueError(
-            f"Guidance cannot reach {names}: the attention of these words does not depend on the edit. They stand in "
-            "the source prompt too, so that Prompt-to-Prompt copies their attention. Name words that are new in the "
-            "target prompt, or use refinement instead of word swap."
-        )
-
-
-def union(parts: Sequence[MAG], shape: tuple[int, ...]) -> Tensor:
-    """Where any part acts, on a latent of shape (B, C, h, w): (B, 1, h, w) bool."""
-    cells = [for_batch(part.cells(shape), shape[0], "mask of MAG-Edit") for part in parts]
-    return torch.stack(cells).any(0)[:, None]

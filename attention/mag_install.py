@@ -11,7 +11,8 @@ from ..inversion.record import Inversion
 from . import engine
 from .background import SourceAfterStep
 from .gradients import for_gradients
-from .mag import MAG, union
+from .mag import MAG
+from .mag_loop import union
 from .masks import dilate
 from .plan import plan_of
 from .run import Run

@@ -19,7 +19,7 @@ from .control import AttentionCall, Claim, Control
 from .families import Family, Layer
 from .layers import RESOLUTION, layers_of
 from .run import Run
-from .source import check_source_prompt
+from .source import check_source_prompt, check_target_prompt
 from .substitute import attend_with
 from .words import Prompt
 
@@ -100,8 +100,9 @@ class P2P(Control):
         return _floor(start * run.steps) <= run.step < _floor(end * run.steps)
 
     def prepare(self, run: Run) -> None:
-        """Refuse a source prompt that the image was not inverted with."""
+        """Refuse prompts that the image was not inverted with, or that is not sampled with."""
         check_source_prompt(run, self.source, self.name)
+        check_target_prompt(run, self.target, self.name)
 
     def self_layers(self, family: Family) -> tuple[Layer, ...]:
         return layers_of(family, self.layers)
@@ -151,9 +152,13 @@ class P2P(Control):
             out[rows] += call.attend(call.q[rows], k, keep[:, None] * v)
         return out
 
-    def cross_map(self, run: Run, source: Tensor, target: Tensor) -> Tensor:
-        mapping = self.now(run)
+    def cross_map(self, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
+        mapping = self.now(call.run)
         return target if mapping is None else mapping.apply(source, target)
+
+    def copies(self, run: Run, word: Sequence[int]) -> bool:
+        mapping = self.now(run)
+        return mapping is not None and not bool(mapping.keep[list(word)].any())
 
     def prompted_chunk(self, call: AttentionCall) -> int | None:
         """The chunk that has the target prompt; None in a call without it.

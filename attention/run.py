@@ -95,6 +95,7 @@ class Run:
         kept: what controls compute once per run, see `once`.
         acted: controls that have acted in this run.
         apart: whether a packed source did not fit into memory, and runs in a call of its own since.
+        evaluations, guiding: rows that went through the UNet to be sampled with, and rows that went for a gradient.
         reading: what the UNet call of the moment is made for, if it is one that is differentiated.
     """
 
@@ -118,6 +119,7 @@ class Run:
     acted: set[Control] = field(default_factory=set)
     sites_called: set[tuple[str, int]] = field(default_factory=set)
     evaluations: int = 0
+    guiding: int = 0
     reading: Reading | None = None
     moved: Tensor | None = None
     _now: dict[Hashable, Any] = field(default_factory=dict)

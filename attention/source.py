@@ -54,12 +54,35 @@ def check_source_prompt(run: Run, prompt: Prompt, name: str) -> None:
     """
     if run.inversion is None or prompt.states is None:
         return
-    own, given = run.inversion.conditioning[0][0].float().cpu(), prompt.states.float().cpu()
-    if own.shape[1:] != given.shape[1:] or float((own - given).norm()) > SAME_TEXT * float(own.norm()):
+    if not _encoded_alike(run.inversion.conditioning[0][0], prompt.states):
         raise ValueError(
             f"{name}'s source_prompt is {prompt.text!r}, but the inversion was made with another prompt (or another "
             "CLIP). Connect that Prompt with Words' conditioning to DDIM Inversion's source too."
         )
+
+
+def check_target_prompt(run: Run, prompt: Prompt, name: str) -> None:
+    """Refuse a target prompt that is not the one which is sampled with, of as many tokens.
+
+    Raises:
+        ValueError: the encoded texts differ.
+    """
+    for cond in run.guider.conds.get("positive") or []:
+        states = cond.get("cross_attn")
+        if states is None or prompt.states is None or states.shape[1:] != prompt.states.shape[1:]:
+            continue  # other lengths are refused where the words are looked for
+        if not _encoded_alike(states, prompt.states):
+            raise ValueError(
+                f"{name}'s target_prompt is {prompt.text!r}, but the sampler's positive conditioning is another "
+                "prompt (or from another CLIP). Connect both outputs of one Prompt with Words: its prompt to "
+                f"{name} and its conditioning to the sampler."
+            )
+
+
+def _encoded_alike(one: Tensor, two: Tensor) -> bool:
+    """Whether encoded texts (1 or B, L, C) are the same but for rounding."""
+    one, two = one.float().cpu(), two.float().cpu()
+    return one.shape[1:] == two.shape[1:] and float((one - two).norm()) <= SAME_TEXT * float(one.norm())
 
 
 def add_conditionings(run: Run) -> None:

@@ -63,7 +63,8 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     finally:
         options[KEY] = plan
         run.forget_source()
-    log.info("Attention Edit: %d UNet evaluations", run.evaluations)
+    passes = f", and {run.guiding} passes for gradients" if run.guiding else ""
+    log.info("Attention Edit: %d UNet evaluations%s", run.evaluations, passes)
     return _finish(run, latent_format, out)
 
 
@@ -251,7 +252,10 @@ def _apply_model(
     run = _run_of(options)
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    run.evaluations += 0 if run.reading else len(x)
+    if run.reading:
+        run.guiding += len(x)
+    else:
+        run.evaluations += len(x)
     if run.phase is Phase.IDLE:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     check_whole(run, x)

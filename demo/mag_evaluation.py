@@ -1,124 +1,51 @@
 """`python demo/evaluate.py --mag`: MAG-Edit on scenes where words alone do not say which object is meant.
 
 Its tables and sheets set MAG-Edit beside Prompt-to-Prompt, bare, with the same mask, and with the new word's
-attention tenfold; `--mag-ablations` repeats the paper's ablations: iterations, range of steps, constraint.
+attention tenfold (everywhere; the paper's baseline: under the mask), and beside the host's own ways.
+`--mag-ablations` repeats the paper's ablations: iterations, range of steps, constraint.
 """
 
 from __future__ import annotations
 
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import comfy.sample
+import methods
 import metrics
-import reader
 import report
-import tasks
 import torch
 import world
+from mag_scenes import NAMES, Local, make_task
 from methods import Setup, counted, generate
 from pack import pack_module
 from torch import Tensor
 from tqdm import tqdm
-from world import Scenes
 
 engine = pack_module("attention.engine")
 p2p = pack_module("attention.p2p")
 mag = pack_module("attention.mag")
 mag_install = pack_module("attention.mag_install")
 constraints = pack_module("attention.constraints")
+curve = pack_module("attention.curve")
+families = pack_module("attention.families")
+work = pack_module("attention.guidance").work
 read_prompt = pack_module("attention.words").read_prompt
 ddim_inversion = pack_module("inversion.run").ddim_inversion
 
-NAMES = ("one of two", "a part", "two at once")
-SEED = 777_000_000
-INSIDE = 0.5
-"""Least share of a mask's pixels that must have come to the new colour."""
 DETAIL = 2
 """Maps of 8 x 8 for the demo model's latents of 16 x 16: coarser ones hardly tell its objects apart."""
-
-
-@dataclass(frozen=True)
-class Local:
-    """Edits of colours at places, on B scenes of two objects of one shape, with K masks each.
-
-    Attributes:
-        source, truth: (B, 3, S, S) in 0..1, before and after.
-        before, after: captions. colours: (B, K) the new colours. masks: (B, K, S, S) of 0 and 1.
-        kept: (B, 1, S, S) of 0 and 1, where nothing may change.
-    """
-
-    name: str
-    source: Tensor
-    truth: Tensor
-    before: list[str]
-    after: list[str]
-    colours: Tensor
-    masks: Tensor
-    kept: Tensor
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def success(self, images: Tensor) -> list[bool]:
-        """For each image (B, 3, S, S) whether all its masks show their new colour."""
-        return [
-            all(
-                reader.colour_share(image, mask, int(colour)) >= INSIDE
-                for mask, colour in zip(self.masks[i], self.colours[i], strict=True)
-            )
-            for i, image in enumerate(images)
-        ]
-
-
-def twins(count: int, seed: int) -> Scenes:
-    """Scenes of two objects of the same shape and of different colours."""
-    scenes = world.sample_scenes(count, seed, objects=2, held_out=False)
-    shapes, colours = scenes.shape.clone(), scenes.colour.clone()
-    shapes[:, 1] = shapes[:, 0]
-    same = colours[:, 0] == colours[:, 1]
-    colours[same, 1] = (colours[same, 1] + 1) % len(world.COLOURS)
-    return replace(scenes, shape=shapes, colour=colours)
-
-
-def _new_colours(scenes: Scenes, slots: int) -> Tensor:
-    """(B, slots) colours that the scene does not have yet, each other than the ones before."""
-    found = []
-    for old in scenes.colour.tolist():
-        free = [colour for colour in range(len(world.COLOURS)) if colour not in old]
-        found.append(free[:slots])
-    return torch.tensor(found)
-
-
-def make_task(name: str, count: int) -> Local:
-    """A task of NAMES on the same scenes on every machine.
-
-    - one of two: one of two objects of one shape gets a new colour.
-    - a part: the left half of one of them does.
-    - two at once: both do, each its own.
-    """
-    scenes = twins(count, SEED + NAMES.index(name))
-    slots = 2 if name == "two at once" else 1
-    colours, objects = _new_colours(scenes, slots), world.masks(scenes)
-    edited = scenes
-    for slot in range(slots):
-        edited = edited.with_object(slot, colour=colours[:, slot])
-    source, truth, masks = world.render(scenes), world.render(edited), objects[:, :slots].float()
-    if name == "a part":
-        left = torch.arange(world.SIZE)[None, None, None] < (scenes.centre[:, 0, :1, None, None] * world.SIZE)
-        masks = masks * left
-        truth = torch.where(masks > 0, truth, source)
-    kept = 1 - metrics.dilate(masks.amax(1, keepdim=True), tasks.REACH)
-    captions = [world.full_captions(s) for s in (scenes, edited)]
-    return Local(name, source, truth, captions[0], captions[1], colours, masks, kept)
+Way = Callable[[Setup, Local, list[Any]], Tensor]
+"""From a setup and a task to edited images (B, 3, S, S) in 0..1; curves of guidance are appended to the list."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Prompt-to-Prompt with what is put on it; values that are not given are the nodes'.
+    """Prompt-to-Prompt with what is put on it, a `Way`; values that are not given are the nodes'.
 
     Attributes:
         mask: keep the source outside the masks in the last steps. factor: on the new word's attention.
@@ -129,9 +56,16 @@ class Recipe:
     factor: float = 1.0
     guidance: dict[str, Any] | None = field(default_factory=dict)
 
+    def __call__(self, setup: Setup, task: Local, curves: list[Any]) -> Tensor:
+        """All scenes edited, one by one: prompts differ from scene to scene."""
+        return torch.cat([edit(setup, task, index, self, curves) for index in range(len(task))])
+
 
 SPATIAL = {"constraint": constraints.SPATIAL}
-RECIPES = {
+RECIPES: dict[str, Way] = {
+    "img2img 0.6": lambda setup, task, _: methods.image_to_image(setup, task, 0.6),
+    "img2img 0.8": lambda setup, task, _: methods.image_to_image(setup, task, 0.8),
+    "inpaint": lambda setup, task, _: methods.inpaint(setup, task),
     "P2P": Recipe(mask=False, guidance=None),
     "P2P, mask": Recipe(guidance=None),
     "P2P, mask, re-weight 10": Recipe(factor=10.0, guidance=None),
@@ -139,7 +73,7 @@ RECIPES = {
     "P2P + MAG-Edit, spatial ratio": Recipe(guidance=SPATIAL),
     "P2P + MAG-Edit, early stop": Recipe(guidance=mag_install.PRESETS[mag_install.EARLY]),
 }
-ABLATIONS: dict[str, dict[str, Recipe]] = {
+ABLATIONS: dict[str, dict[str, Way]] = {
     "iterations": {f"{n} iterations": Recipe(guidance={"iterations": n}) for n in (0, 5, 10, 15, 20)},
     "steps": {f"until {end:.0%}": Recipe(guidance={"end": end}) for end in (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)},
     "constraint": {"token ratio": Recipe(), "spatial ratio": Recipe(guidance=SPATIAL)},
@@ -148,10 +82,10 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
 """The paper's Figs 6, 7 and 8, and which maps are read; on the first task."""
 
 
-def edit(setup: Setup, task: Local, index: int, recipe: Recipe) -> Tensor:
+def edit(setup: Setup, task: Local, index: int, recipe: Recipe, curves: list[Any]) -> Tensor:
     """One scene edited: (1, 3, S, S) in 0..1. Prompts differ from scene to scene, so there is no batch."""
     latents = setup.encode(task.source[index : index + 1])
-    before, after = task.before[index], task.after[index]
+    before, after = task.before[index], task.full_prompts[index]
     inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([before]), setup.steps, 0)
     source, target = read_prompt(setup.clip, before), read_prompt(setup.clip, after)
     words = [world.COLOURS[int(colour)] for colour in task.colours[index]]
@@ -160,9 +94,11 @@ def edit(setup: Setup, task: Local, index: int, recipe: Recipe) -> Tensor:
     model = engine.install(setup.model, control, inversion)
     if recipe.mask:
         values = {"detail": DETAIL, **(recipe.guidance if recipe.guidance is not None else {"iterations": 0})}
-        for word, mask in zip(words, task.masks[index], strict=True):
-            part = mag.MAG(mag.look_up(target, word), mag.drawn(mask[None]), length=target.length, **values)
+        drawn = [curve.Curve(word) for word in words]
+        for word, mask, of in zip(words, task.masks[index], drawn, strict=True):
+            part = mag.MAG(mag.look_up(target, word), mag.drawn(mask[None]), prompt=target, curve=of, **values)
             model = mag_install.add_guidance(model, part, inversion)
+        curves.append(drawn)
     model = engine.pin(model, inversion, tuple(inversion.schedule))
     empty = torch.zeros_like(latents)
     edited = comfy.sample.sample(
@@ -183,29 +119,43 @@ def edit(setup: Setup, task: Local, index: int, recipe: Recipe) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """One recipe on one task: share of edits that are there, dB to the source outside, dB to the truth, and cost.
+    """One way on one task.
 
-    Rows are those that enter the UNet: an iteration's row counts one, though it is left early and then comes back.
+    Attributes:
+        success: share of edits that are there with nothing else recoloured. structure: overlap of the outlines, 0..1.
+        background_psnr: dB to the source outside. truth_psnr: dB to the truth.
+        evaluations: of the UNet per image, an iteration's pass and its way back counted as what they are worth.
+        time_ratio: multiple of a plain run's time.
     """
 
     task: str
     method: str
     success: float
+    structure: float
     background_psnr: float
     truth_psnr: float
-    rows: float
+    evaluations: float
     time_ratio: float
 
 
-def measure(
-    setup: Setup, task: Local, recipes: dict[str, Recipe], folder: Path, name: str, plain: float
-) -> list[Measured]:
-    """Run recipes on a task; the sheet of its first images is the paper's kind of figure."""
+def passes(curves: Sequence[Any]) -> int:
+    """Passes for gradients of a run whose parts were guided together: each step has those of its longest part."""
+    most: dict[int, int] = {}
+    for of in curves:
+        for points in of.steps:
+            most[points[0].step] = max(most.get(points[0].step, 0), len(points))
+    return sum(most.values())
+
+
+def measure(setup: Setup, task: Local, ways: dict[str, Way], folder: Path, name: str, plain: float) -> list[Measured]:
+    """Run ways on a task; the sheet of its first images is the paper's kind of figure."""
     results, columns = [], {"before": task.source, "truth": task.truth}
-    for label, recipe in tqdm(recipes.items(), desc=name, leave=False):
+    worth = work(families.family_of(setup.model), DETAIL, False) - 1
+    for label, way in tqdm(ways.items(), desc=name, leave=False):
+        curves: list[Any] = []
         with counted(setup) as (watched, counter):
             start = time.perf_counter()
-            images = torch.cat([edit(watched, task, index, recipe) for index in range(len(task))])
+            images = way(watched, task, curves)
             seconds = (time.perf_counter() - start) / len(task)
         columns[label] = images
         results.append(
@@ -213,14 +163,15 @@ def measure(
                 task=name,
                 method=label,
                 success=sum(task.success(images)) / len(task),
+                structure=task.structure(images),
                 background_psnr=metrics.mean_psnr(images, task.source, task.kept),
                 truth_psnr=metrics.mean_psnr(images, task.truth),
-                rows=counter.rows / len(task),
+                evaluations=(counter.rows + worth * sum(map(passes, curves))) / len(task),
                 time_ratio=seconds / plain,
             )
         )
     shown = slice(0, 8)
-    report.save_sheet(folder / f"mag {name}.png", {k: v[shown] for k, v in columns.items()}, task.after[shown])
+    report.save_sheet(folder / f"mag {name}.png", {k: v[shown] for k, v in columns.items()}, task.full_prompts[shown])
     return results
 
 
@@ -243,11 +194,29 @@ def ablations(setup: Setup, options: Namespace) -> list[dict[str, Any]]:
     return _show(setup, options, {name: (task, recipes) for name, recipes in ABLATIONS.items()})
 
 
-def _show(setup: Setup, options: Namespace, parts: dict[str, tuple[Local, dict[str, Recipe]]]) -> list[dict[str, Any]]:
-    plain = plain_seconds(setup, next(iter(parts.values()))[0].after[0])
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """How well the ways did one task."""
+    header = ["edit success", "outlines kept", "PSNR outside", "PSNR to the truth", "UNet evaluations", "time"]
+    rows = [
+        [
+            str(e["method"]),
+            report.percent(e["success"]),
+            report.percent(e["structure"]),
+            f"{e['background_psnr']:.1f} dB",
+            f"{e['truth_psnr']:.1f} dB",
+            f"{e['evaluations']:.0f}",
+            f"{e['time_ratio']:.1f}x",
+        ]
+        for e in found
+    ]
+    return report.markdown([str(found[0]["task"]), *header], rows)
+
+
+def _show(setup: Setup, options: Namespace, parts: dict[str, tuple[Local, dict[str, Way]]]) -> list[dict[str, Any]]:
+    plain = plain_seconds(setup, next(iter(parts.values()))[0].full_prompts[0])
     results = []
     for name, (task, recipes) in parts.items():
         found = [asdict(entry) for entry in measure(setup, task, recipes, options.output, name, plain)]
-        print(report.edit_table(found))
+        print(table(found))
         results += found
     return results

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -23,6 +23,8 @@ from tasks import Task
 from torch import Tensor
 
 Conditioning = list[Any]
+GUIDANCE = 4.0
+"""The scale that suits the demo model best; its workflows have it too."""
 INPAINT_GROWTH = 6
 """Pixels by which the host's VAE Encode (for Inpainting) grows a mask unless told otherwise."""
 INPAINT_SAMPLER = "lcm"
@@ -39,7 +41,7 @@ class Setup:
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
     steps: int = 25
-    guidance: float = 3.0
+    guidance: float = GUIDANCE
     sampler: str = "euler"
     scheduler: str = "normal"
     seed: int = 0
@@ -81,6 +83,19 @@ class Setup:
             disable_pbar=True,
             seed=self.seed,
         )
+
+
+class Editable(Protocol):
+    """What the host's own ways need of a task: images (B, 3, S, S), captions of the results, masks (B, 1, S, S)."""
+
+    @property
+    def source(self) -> Tensor: ...
+
+    @property
+    def full_prompts(self) -> list[str]: ...
+
+    @property
+    def mask(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -129,12 +144,12 @@ def round_trip(setup: Setup, task: Task) -> Tensor:
     return setup.decode(setup.encode(task.source))
 
 
-def image_to_image(setup: Setup, task: Task, strength: float) -> Tensor:
+def image_to_image(setup: Setup, task: Editable, strength: float) -> Tensor:
     """The source, noised up to a strength in 0..1 and denoised with the edited scene's caption."""
     return setup.decode(setup.sample(task.full_prompts, setup.encode(task.source), strength))
 
 
-def inpaint(setup: Setup, task: Task, growth: int = INPAINT_GROWTH) -> Tensor:
+def inpaint(setup: Setup, task: Editable, growth: int = INPAINT_GROWTH) -> Tensor:
     """Everything under the mask drawn anew with the edited scene's caption, the rest kept."""
     mask = metrics.dilate(task.mask, growth)
     stochastic = replace(setup, sampler=INPAINT_SAMPLER)

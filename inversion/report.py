@@ -119,20 +119,23 @@ def _told(found: Inversion, costs: list[Cost]) -> str:
     return f"{found.describe()}\n{took}"
 
 
-def line_plot(values: Sequence[float], title: str, note: str) -> Tensor:
-    """A line plot (1, h, w, 3) in 0..1 of values over steps."""
+def line_plot(values: Sequence[float], title: str, note: str, marks: Sequence[int] = ()) -> Tensor:
+    """A line plot (1, h, w, 3) in 0..1 of values over steps, from 0 or the least of them; upright lines at marks."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
-    top = max(max(values), 1e-12)
+    bottom = min(*values, 0.0)
+    top = max(*values, bottom + 1e-12)
     box = (MARGIN, 36, WIDTH - 16, HEIGHT - 32)
     draw.rectangle(box, outline="#999999")
     draw.text((MARGIN, 10), f"{title}: {note}", fill="black")
     for share in (0.0, 0.5, 1.0):
         y = box[3] - share * (box[3] - box[1])
         draw.line((box[0], y, box[2], y), fill="#dddddd")
-        draw.text((4, y - 6), f"{top * share:.2g}", fill="#555555")
-    scale = (box[2] - box[0]) / max(1, len(values) - 1)
-    points = [(box[0] + i * scale, box[3] - v / top * (box[3] - box[1])) for i, v in enumerate(values)]
+        draw.text((4, y - 6), f"{bottom + (top - bottom) * share:.2g}", fill="#555555")
+    scale, height = (box[2] - box[0]) / max(1, len(values) - 1), (box[3] - box[1]) / (top - bottom)
+    for mark in marks:
+        draw.line((box[0] + mark * scale, box[1], box[0] + mark * scale, box[3]), fill="#eeeeee")
+    points = [(box[0] + i * scale, box[3] - (v - bottom) * height) for i, v in enumerate(values)]
     if len(points) > 1:
         draw.line(points, fill="#c22f2f", width=2)
     draw.text((box[0], box[3] + 8), "0", fill="#555555")

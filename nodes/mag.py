@@ -117,7 +117,7 @@ class MAGNode(io.ComfyNode):
             blend=blend_start,
             checkpointing=low_memory,
             curve=curve,
-            length=target_prompt.length,
+            prompt=target_prompt,
             **effort,
         )
         return io.NodeOutput(add_guidance(model, part, inversion), curve)
@@ -209,7 +209,7 @@ class GuidanceCurveNode(io.ComfyNode):
             display_name="Guidance Curve",
             category=f"{CATEGORY}/methods",
             description="Draws the loss and the words' share of attention over the iterations of the last run, and "
-            "says whether the guidance worked.",
+            "says whether the guidance worked. While it runs, the sampler node shows each step's.",
             search_aliases=["mag-edit curve", "guidance loss", "attention ratio", "loss plot"],
             inputs=[
                 CurveSocket.Input("curve", tooltip="From MAG-Edit."),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
+import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +72,40 @@ def execute(server: ComfyServer, name: str, prompt: Prompt) -> Made:
         if shown.get("images")
     }
     return Made(name, prompt, result, images)
+
+
+PREVIEWS, TEXTS = (1, 4), (3,)
+"""The host's numbers of binary messages that hold a preview, and a line of text for the running node."""
+
+
+def binary_messages(server: ComfyServer, prompt: Prompt, kinds: tuple[int, ...]) -> list[bytes]:
+    """What a prompt's run sends to the front end, of some kinds, with previews on."""
+    found: list[bytes] = []
+
+    async def listen() -> None:
+        import aiohttp
+
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{server.url}/ws?clientId=listener") as channel,
+        ):
+            extra = {"preview_method": "latent2rgb"}
+            body = {"prompt": prompt, "client_id": "listener", "extra_data": extra}
+            async with session.post(f"{server.url}/prompt", json=body) as answer:
+                assert answer.status == 200, await answer.text()
+            async for message in channel:
+                if message.type == aiohttp.WSMsgType.BINARY and struct.unpack(">I", message.data[:4])[0] in kinds:
+                    found.append(message.data)
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    told = json.loads(message.data)
+                    assert told["type"] != "execution_error", told
+                    if told["type"] == "execution_success":
+                        return
+
+    # In a thread of its own: the browser's fixture has an event loop running in this one.
+    with ThreadPoolExecutor() as threads:
+        threads.submit(lambda: asyncio.run(asyncio.wait_for(listen(), 120))).result()
+    return found
 
 
 def named(scenes: world.Scenes, slot: int) -> tuple[int, int]:

@@ -127,17 +127,6 @@ def test_a_word_without_any_attention_is_finite(constraint):
     assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
 
 
-def test_negative_words_are_subtracted():
-    """Eq 3, and that its gradient goes the other way."""
-    loss, negative = torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.75])
-    assert constraints.against(loss, negative, 2.0, 4.0).tolist() == [0.0, -1.0]
-    maps, masks = make_maps(1), make_masks(1)
-    leaf = maps[0].requires_grad_()
-    own, other = (constraints.evaluate(TOKEN, [leaf], masks, [word])[0] for word in WORDS)
-    (gradient,) = torch.autograd.grad(constraints.against(own, other).sum(), leaf)
-    assert gradient[0, 0, 3, 2] < 0 < gradient[0, 0, 3, 3]
-
-
 def test_weights_sum_to_one():
     """Eq 5."""
     assert constraints.normalised([1.0, 3.0]) == [0.25, 0.75]

@@ -14,7 +14,7 @@ from attention_edit.attention.constraints import SPATIAL, TOKEN, evaluate
 from attention_edit.attention.control import Control
 from attention_edit.attention.cpam import CPAM
 from attention_edit.attention.curve import Curve
-from attention_edit.attention.mag import Negative
+from attention_edit.attention.mag import MAG, Negative, look_up
 from attention_edit.attention.mag_install import add_guidance
 from attention_edit.attention.masks import dilate, resize
 from attention_edit.attention.p2p import P2P, REFINE
@@ -151,7 +151,7 @@ def test_towards_and_away_from_the_same_word_cancel(model, inversion):
 
 
 def test_words_that_cannot_be_reached_are_an_error(model, inversion):
-    """As when word swap copies every map from the source."""
+    """As when a control copies every map from the source."""
 
     @dataclass(frozen=True, eq=False)
     class Copied(Control):
@@ -161,11 +161,36 @@ def test_words_that_cannot_be_reached_are_an_error(model, inversion):
         def cross_layers(self, family):
             return family.layers
 
-        def cross_map(self, run, source, target):
+        def cross_map(self, call, source, target):
             return target.detach()
 
-    with pytest.raises(ValueError, match=r"'blue'.*do not change|'blue'.*does not depend"):
+    with pytest.raises(ValueError, match=r"'blue'.*nothing changes their attention"):
         guided(model, inversion, part(curve=Curve("blue")), under=[Copied()])
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a new word"])
+def test_words_that_prompt_to_prompt_copies_are_an_error(model, inversion, beside):
+    """A word of both prompts: its map is the source's, though the share of it could still be raised by lowering
+    the new word beside it."""
+    source, target = prompt("a cat on a mat"), prompt("a black cat on a mat")
+    p2p = P2P(source, target, REFINE)
+    cat, black = (look_up(target, word) for word in ("cat", "black"))
+    parts = [MAG(cat, edits.box(), iterations=1, curve=Curve("cat"))]
+    parts += [MAG(black, edits.box(), iterations=1, curve=Curve("black"))] if beside else []
+    with pytest.raises(ValueError, match=r"'cat': Prompt-to-Prompt copies"):
+        guided(model, inversion, *parts, under=[p2p])
+    guided(model, inversion, MAG(black, edits.box(), iterations=1), under=[p2p])
+
+
+def test_maps_under_cpam_are_those_that_its_layers_use(model, inversion):
+    """Eq 4: outside of the edit's mask no pixel reads the prompt, so the word's attention is all inside."""
+    one = part(constraint=SPATIAL, iterations=1, mask=edits.masks().target)
+    with pytest.raises(ValueError, match="spatial ratio needs"):
+        guided(model, inversion, one, under=[CPAM(edits.masks(), normal_share=0.0)])
+    assert [point.ratio for point in one.curve.points] == pytest.approx([1.0])
+    free = part(constraint=SPATIAL, iterations=1, mask=edits.masks().target)
+    guided(model, inversion, free, under=[CPAM(edits.masks(), normal_share=0.0, localized=False)])
+    assert free.curve.points[0].ratio < 0.9
 
 
 # The loop.
@@ -175,7 +200,8 @@ def test_words_that_cannot_be_reached_are_an_error(model, inversion):
 def test_equals_the_loop_written_out(model, backbone):
     """float32, guidance 7.5, euler: the update, the sampler's step from it, and the blending."""
     inversion = edits.invert(model, steps=6)
-    p2p = P2P(prompt("a cat on a mat"), prompt("a black cat on a mat"), REFINE, self_window=(0.0, 0.5))
+    # WORDS are new ones of the target: "red", and "striped thing".
+    p2p = P2P(prompt("a cat on a mat"), prompt("a cat red striped thing on a mat"), REFINE, self_window=(0.0, 0.5))
     under = [p2p] if backbone else []
     expected = written_out(model, inversion, edits.box(), 2, 50.0, 7.5, 0.5, p2p if backbone else None)
 
@@ -185,6 +211,8 @@ def test_equals_the_loop_written_out(model, backbone):
 
     assert edits.difference(run(), expected) < 1e-4
     assert edits.difference(run(iterations=0), expected) > 1e-3
+    unguided = written_out(model, inversion, edits.box(), 0, 50.0, 7.5, 0.5, p2p if backbone else None)
+    assert edits.difference(run(iterations=0), unguided) < 1e-4
     assert edits.difference(run(blend=1.0), expected) > 1e-3
 
 

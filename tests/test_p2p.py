@@ -94,7 +94,7 @@ def test_the_output_is_that_of_the_rewritten_map(control, repeats):
     out = control.cross_attention(call)
     assert torch.equal(out[:2], call.own()[:2])
     assert torch.allclose(out[2:], expected[2:], rtol=1e-9, atol=1e-12)
-    assert torch.allclose(control.cross_map(call.run, source, own), rewritten, rtol=1e-6)
+    assert torch.allclose(control.cross_map(call, source, own), rewritten, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("end", "rows"), [(0.8, 40), (0.4, 20), (0.5, 25), (1.0, 50), (0.0, 0), (0.01, 0), (0.02, 1)])

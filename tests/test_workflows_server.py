@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import json
-import struct
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import world
 from comfy_server import PromptError, PromptInterrupted
-from made import execute, prompt_of
+from made import PREVIEWS, binary_messages, execute, prompt_of
 from PIL import Image
 from torch import Tensor
 from workflow_file import Prompt, find_node, override
@@ -51,31 +47,7 @@ def test_reports_progress(server: ComfyServer) -> None:
 def test_sends_previews(server: ComfyServer) -> None:
     """The host's latent preview works while an edit samples: binary messages that hold a picture."""
     prompt = fresh(server, 9)
-    previews: list[bytes] = []
-
-    async def listen() -> None:
-        import aiohttp
-
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(f"{server.url}/ws?clientId=previews") as channel,
-        ):
-            extra = {"preview_method": "latent2rgb"}
-            body = {"prompt": prompt, "client_id": "previews", "extra_data": extra}
-            async with session.post(f"{server.url}/prompt", json=body) as answer:
-                assert answer.status == 200, await answer.text()
-            async for message in channel:
-                if message.type == aiohttp.WSMsgType.BINARY and struct.unpack(">I", message.data[:4])[0] in (1, 4):
-                    previews.append(message.data)
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    told = json.loads(message.data)
-                    assert told["type"] != "execution_error", told
-                    if told["type"] == "execution_success":
-                        return
-
-    # In a thread of its own: the browser's fixture has an event loop running in this one.
-    with ThreadPoolExecutor() as threads:
-        threads.submit(lambda: asyncio.run(asyncio.wait_for(listen(), 120))).result()
+    previews = binary_messages(server, prompt, PREVIEWS)
     assert previews
     assert b"\xff\xd8\xff" in previews[-1][:4096]  # a JPEG begins
     Image.open(io.BytesIO(previews[-1][previews[-1].index(b"\xff\xd8\xff") :])).load()
