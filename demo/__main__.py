@@ -18,7 +18,10 @@ from host_source import PreparationError
 
 def go_on_inside(command: list[str], host: Path) -> int:
     """Run a command that knows the host, hand Ctrl-C and the like on to it, and wait until it has cleaned up."""
-    process = subprocess.Popen(command, env={**os.environ, "ATTENTION_EDIT_HOST": str(host)})
+    variables = {**os.environ, "ATTENTION_EDIT_HOST": str(host)}
+    if command[0] != sys.executable:  # packages of another Python do not belong into the private environment
+        variables.pop("PYTHONPATH", None)
+    process = subprocess.Popen(command, env=variables)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: process.terminate())
     return process.wait()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -20,6 +21,10 @@ def cache_folder(variables: Mapping[str, str] | None = None, platform: str = sys
     else:
         base = variables.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "attention-edit"
+
+
+HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
+"""What the system says of a lock that another process holds."""
 
 
 @contextmanager
@@ -50,12 +55,20 @@ def _try_lock(handle: int) -> bool:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        # Some network file systems know no locks; two that prepare at once there are better than none.
+        print(f"[attention-edit] no lock in the cache folder ({error}); do not start this twice at once", flush=True)
     return True
 
 
 def _unlock(handle: int) -> None:
+    with suppress(OSError):  # where there was no lock to take, there is none to give back
+        _release(handle)
+
+
+def _release(handle: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 

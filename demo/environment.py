@@ -19,7 +19,8 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from host_source import (
 )
 
 STAMP = "complete.json"
+COPY_OF = ".copy-of"
 BASE_GROUP = "host"
 # An interpreter that has all of these can run ComfyUI; the lines of requirements.txt are not looked up one by
 # one, because names of packages and of modules differ.
@@ -156,6 +158,16 @@ def _install_groups(
         _write_stamp(folder, stamp)
 
 
+@contextmanager
+def _whole_or_none(folder: Path) -> Iterator[None]:
+    """Remove an environment that was not finished, however the making of it ended."""
+    try:
+        yield
+    finally:
+        if not _read_stamp(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _prepare_own(
     choice: HostChoice, cache: Path, pins: Mapping[str, list[str]], extras: Sequence[str], run: Runner
 ) -> Environment:
@@ -163,19 +175,19 @@ def _prepare_own(
     requirements = PINNED.sha256 if choice.path is None else (choice.path / "requirements.txt").read_text("utf-8")
     base = _digest(requirements, pins[BASE_GROUP], sys.version_info[:2], sys.platform)
     folder = cache / f"env-{base}"
-    stamp = _read_stamp(folder)
-    if not stamp:
-        _make_venv(folder, False, run)
-    python = venv_python(folder)
-    host = choice.path or fetch_pinned(cache, python, run)
-    if not stamp:
-        pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-        run(
-            [*pip, "-r", str(host / "requirements.txt"), *pins[BASE_GROUP]],
-            f"installing ComfyUI's requirements and {' '.join(pins[BASE_GROUP])} (several GB, once)",
-        )
-        stamp = {BASE_GROUP: base}
-        _write_stamp(folder, stamp)
+    stamp, python = _read_stamp(folder), venv_python(folder)
+    with _whole_or_none(folder):
+        if not stamp:
+            _make_venv(folder, False, run)
+        host = choice.path or fetch_pinned(cache, python, run)
+        if not stamp:
+            pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+            run(
+                [*pip, "-r", str(host / "requirements.txt"), *pins[BASE_GROUP]],
+                f"installing ComfyUI's requirements and {' '.join(pins[BASE_GROUP])} (several GB, once)",
+            )
+            stamp = {BASE_GROUP: base}
+            _write_stamp(folder, stamp)
     _install_groups(folder, stamp, pins, extras, run)
     return Environment(python, host, choice.source)
 
@@ -191,9 +203,10 @@ def _prepare_shared(
     folder = cache / f"env-{base}"
     stamp = _read_stamp(folder)
     if not stamp:
-        _make_venv(folder, True, run)
-        stamp = {BASE_GROUP: base}
-        _write_stamp(folder, stamp)
+        with _whole_or_none(folder):
+            _make_venv(folder, True, run)
+            stamp = {BASE_GROUP: base}
+            _write_stamp(folder, stamp)
     _install_groups(folder, stamp, pins, extras, run, shared=True)
     return Environment(venv_python(folder), host, source)
 
@@ -214,11 +227,17 @@ def prepare(
         raise PreparationError(f"No extra is named {', '.join(unknown)}; there are {', '.join(known)}.")
     choice = choose_host(pack)
     cache = cache or cache_folder()
-    with locked(cache):
-        if choice.path is not None and has_host_modules():
-            made = _prepare_shared(choice.path, choice.source, cache, pins, extras, run)
-        else:
-            made = _prepare_own(choice, cache, pins, extras, run)
+    try:
+        with locked(cache):
+            if choice.path is not None and has_host_modules():
+                made = _prepare_shared(choice.path, choice.source, cache, pins, extras, run)
+            else:
+                made = _prepare_own(choice, cache, pins, extras, run)
+    except OSError as error:
+        raise PreparationError(
+            f"The private environment could not be written to {cache}: {error}. Free space there, or name another "
+            "cache folder (XDG_CACHE_HOME; on Windows LOCALAPPDATA)."
+        ) from error
     print(f"[attention-edit] {made.source}: {made.host}\n[attention-edit] Python: {made.python}", flush=True)
     return made
 
@@ -233,7 +252,24 @@ def _link_folder(target: Path, link: Path) -> None:
         else:
             link.symlink_to(target, target_is_directory=True)
     except OSError:
-        shutil.copytree(target, link, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        _copy_folder(target, link)
+
+
+def _copy_folder(target: Path, copy: Path) -> None:
+    """A copy that says what it is a copy of; begun elsewhere, so that a cut one is never taken for whole."""
+    part = copy.parent.parent / f"{copy.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(target, part, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    (part / COPY_OF).write_text(str(target.resolve()), "utf-8")
+    shutil.rmtree(copy, ignore_errors=True)
+    part.rename(copy)
+
+
+def _is_copy(folder: Path, target: Path) -> bool:
+    try:
+        return (folder / COPY_OF).read_text("utf-8") == str(target.resolve())
+    except OSError:
+        return False
 
 
 def base_directory(root: Path, pack: Path = PACK) -> Path:
@@ -247,6 +283,8 @@ def base_directory(root: Path, pack: Path = PACK) -> Path:
     link = root / "custom_nodes" / "attention-edit"
     if not os.path.lexists(link):
         _link_folder(pack, link)
+    elif _is_copy(link, pack):  # it may be older than the pack
+        _copy_folder(pack, link)
     elif link.resolve() != pack.resolve():
         raise PreparationError(
             f"{link} is there already and is not this pack ({pack}); remove it or name another folder."

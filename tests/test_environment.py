@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import environment
 import host_source
@@ -202,6 +204,8 @@ def test_a_failed_step_is_repaired(tmp_path: Path, pinned: FakeRun, step: str) -
     for _ in range(2):
         with pytest.raises(PreparationError, match="failed"):
             prepare(["test"], pack=pack, cache=cache, run=pinned)
+        left = {path.name for path in cache.iterdir() if path.name.startswith(("env-", "download-"))}
+        assert len(left) == (1 if step == "pytest==1" else 0), "something half-made is left"
     pinned.fail_at = ""
     pinned.commands.clear()
     made = prepare(["test"], pack=pack, cache=cache, run=pinned)
@@ -278,6 +282,38 @@ def test_base_directory(tmp_path: Path) -> None:
     assert {"input", "output", "models", "user"} <= {path.name for path in base.iterdir()}
     with pytest.raises(PreparationError, match="is not this pack"):
         base_directory(tmp_path / "base", make_pack(tmp_path / "other"))
+
+
+def test_base_directory_where_nothing_can_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy in place of the link, made anew each time, and never taken for another pack's."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    pack = make_pack(tmp_path / "pack")
+    copy = base_directory(tmp_path / "base", pack) / "custom_nodes" / "attention-edit"
+    (pack / "new.py").write_text("1")
+    base_directory(tmp_path / "base", pack)
+    assert (copy / "new.py").read_text() == "1" and not copy.is_symlink()
+    assert [path.name for path in copy.parent.iterdir()] == ["attention-edit"]
+    with pytest.raises(PreparationError, match="is not this pack"):
+        base_directory(tmp_path / "base", make_pack(tmp_path / "other"))
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path):
+        assert "No locks available" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, pinned: FakeRun) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(PreparationError, match="could not be written"):
+        prepare(["test"], pack=make_pack(tmp_path / "pack"), cache=tmp_path / "cache", run=pinned)
 
 
 def test_run_in_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
