@@ -68,7 +68,8 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
         invert: the mask selects the opposite.
 
     Raises:
-        ValueError: unknown task, a mask of the wrong shape, or one that selects nothing or everything.
+        ValueError: unknown task, a mask of the wrong shape, or one that selects nothing or everything, as it is or
+            grown.
     """
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}; choose one of: {', '.join(TASKS)}.")
@@ -86,6 +87,11 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
     if task == "change the background":
         return EditMasks(source=~chosen, target=~chosen, retain=False, changed=~chosen)
     grown = grow(chosen, dilation)
+    if bool(grown.flatten(1).all(1).any()):
+        raise ValueError(
+            f"Grown by a dilation of {dilation:g}, the mask covers everything, and there is no background left to "
+            "keep. Lower dilation, or draw a smaller mask."
+        )
     if task == "remove the object":
         # With no target pixels everything attends to background keys only (Eqs 1-3 with M_t empty).
         return EditMasks(source=grown, target=torch.zeros_like(grown), retain=False, changed=grown)

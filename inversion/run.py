@@ -94,9 +94,14 @@ def ddim_inversion(
         offset: timestep offset, 0 or 1.
 
     Raises:
-        ValueError: edits on the model, an unknown family or prediction, or a broken latent.
+        ValueError: edits on the model, an unknown family or prediction, a broken latent, or a ControlNet.
     """
     check_unedited(model, passive=True)
+    if any(options.get("control") is not None for _, options in conditioning):
+        raise ValueError(
+            "The source prompt carries a ControlNet, which an edit's source branch goes without: it would not find "
+            "the image again. Connect the prompt directly, and apply the ControlNet to the sampler's positive."
+        )
     family, kind, samples = family_of(model), prediction_of(model), check_latent(latent)
     sigmas = levels(model.get_model_object("model_sampling"), steps, offset)
     log.info("DDIM inversion plans %d UNet evaluations", (len(sigmas) - 1) * len(samples))

@@ -35,7 +35,7 @@ def levels(model_sampling: Any, steps: int, offset: int) -> list[float]:
     offset 0 the first timestep is 0 too: that step is an identity, and is left out.
 
     Raises:
-        ValueError: the model's noise schedule has no 1000 discrete levels.
+        ValueError: the model's noise schedule has no 1000 discrete levels, or no step is left.
     """
     table: Tensor | None = getattr(model_sampling, "sigmas", None)
     if table is None or table.ndim != 1 or len(table) != MAX_STEPS:
@@ -44,4 +44,9 @@ def levels(model_sampling: Any, steps: int, offset: int) -> list[float]:
             f"{type(model_sampling).__mro__[1].__name__}. Connect an SD1.x, SD2.x or SDXL checkpoint."
         )
     times = sorted({0, *timesteps(steps, offset)})
+    if len(times) < 2:
+        raise ValueError(
+            f"With {steps} step this schedule goes from timestep 0 to timestep 0. Set steps to 2 or more; the papers "
+            "use 50."
+        )
     return [float(table[t]) for t in times]

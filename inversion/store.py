@@ -119,11 +119,11 @@ def _pack_conditioning(name: str, conditioning: Conditioning) -> tuple[dict[str,
     tensors: dict[str, Tensor] = {}
     options: list[dict[str, Any]] = []
     for i, (states, extra) in enumerate(conditioning):
-        tensors[f"{name}.{i}.states"] = states.detach().cpu().contiguous()
+        tensors[f"{name}.{i}.states"] = _own(states)
         plain: dict[str, Any] = {}
         for key, value in extra.items():
             if isinstance(value, Tensor):
-                tensors[f"{name}.{i}.option.{key}"] = value.detach().cpu().contiguous()
+                tensors[f"{name}.{i}.option.{key}"] = _own(value)
             elif value is None or isinstance(value, str | int | float | bool):
                 plain[key] = value
             else:
@@ -133,6 +133,11 @@ def _pack_conditioning(name: str, conditioning: Conditioning) -> tuple[dict[str,
                 )
         options.append(plain)
     return tensors, options
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy that shares its memory with no other, as the file wants it: a null text may be a view of the prompt."""
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def load(name: str) -> Inversion:

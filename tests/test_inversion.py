@@ -106,6 +106,13 @@ def test_schedules():
     assert levels(sampling, 50, 1)[::-1][:50] == pytest.approx(host[:50].tolist(), rel=1e-6)
 
 
+def test_a_schedule_without_a_step_is_refused(model):
+    """One step of offset 0 stays at timestep 0; of offset 1 it is a step."""
+    with pytest.raises(ValueError, match="2 or more"):
+        levels(model.get_model_object("model_sampling"), 1, 0)
+    assert len(levels(model.get_model_object("model_sampling"), 1, 1)) == 2
+
+
 def test_evaluations(monkeypatch):
     """49 rows for 50 steps on offset 0 (the first step is an identity), times the batch."""
     model = tiny.tiny_model()
@@ -223,6 +230,15 @@ def test_an_edited_model_is_not_inverted_with(inversion):
     patched = engine.install(tiny.tiny_model(), ExactBackground(torch.ones(1, 8, 8, dtype=torch.bool)), inversion)
     with pytest.raises(ValueError, match="before the edit"):
         ddim_inversion(patched, {"samples": tiny.latent(1)}, tiny.prompt(1), 5, 0)
+
+
+def test_a_controlnet_on_the_source_is_refused():
+    """The source branch of an edit has none, and would leave the trajectory."""
+    ((states, options),) = tiny.prompt(1)
+    with pytest.raises(ValueError, match="carries a ControlNet"):
+        ddim_inversion(
+            tiny.tiny_model(), {"samples": tiny.latent(1)}, [[states, {**options, "control": object()}]], 5, 0
+        )
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (17, 13), (10, 10)])

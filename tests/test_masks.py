@@ -32,6 +32,14 @@ def test_masks_that_select_nothing_or_everything_are_refused(mask, word):
         edit_masks(mask.float(), TASKS[0], 0.1)
 
 
+def test_a_mask_that_growing_makes_everything_is_refused():
+    mask = torch.ones(1, 64, 64)
+    mask[:, :4] = 0
+    with pytest.raises(ValueError, match=r"dilation of 0.5.*covers everything"):
+        edit_masks(mask, TASKS[0], 0.5)
+    edit_masks(mask, "add an object", 0.5)
+
+
 def test_task_names_are_for_ever():
     """Saved workflows hold them, in this order of menus."""
     first = ("replace or recolour", "edit, keep the object", "change the background", "remove the object")

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.background import ExactBackground
+from attention_edit.attention.cpam import CPAM
 from attention_edit.attention.masks import resize
 from attention_edit.attention.start import schedule_from
 from attention_edit.nodes.cpam import CPAMNode, EditMasksNode, ExactBackgroundNode
@@ -98,6 +99,46 @@ def test_exact_background_is_exact_and_the_rest_is_free(model, inversion):
     moved = (out - image).abs().amax(1)[0]
     assert float(moved[~cells].max()) < 1e-6
     assert float(moved[cells].min()) > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim"])
+@pytest.mark.parametrize(
+    ("kind", "v", "offset"),
+    [("SD1", False, 0), ("SD1", False, 1), ("SD2", True, 0), ("SD2", True, 1), ("SDXL", False, 1)],
+)
+def test_exact_background_holds_every_step_and_not_the_last_alone(kind, v, offset, sampler):
+    """What the sampler itself goes on from lies on the stored trajectory outside the mask."""
+    model = tiny.tiny_model(kind, v)
+    inversion = edits.invert(model, kind, offset=offset)
+    cells = resize(edits.box(), (tiny.SIZE, tiny.SIZE), "any")[0]
+    patched = edits.engine.install(model, ExactBackground(edits.box()), inversion)
+    patched = edits.engine.install(patched, CPAM(edits.masks(), normal_share=0.0), inversion)
+    patched = edits.engine.pin(patched, inversion, tuple(inversion.schedule))
+    latents = []
+    tiny.sample(
+        patched,
+        tiny.prompt(2, kind),
+        tiny.prompt(3, kind),
+        edits.run_start(),
+        torch.tensor([14.6, 0.0]),
+        sampler=sampler,
+        callback=lambda i, x0, x, n: latents.append(x.clone()),
+    )
+    assert len(latents) == len(inversion.schedule) - 1
+    for sigma, x in zip(inversion.schedule, latents, strict=False):
+        stored = inversion.at(sigma)
+        moved = (x - stored).abs().amax(1)[0] / float(stored.abs().max())
+        assert float(moved[~cells].max()) < 1e-5
+
+
+def test_samplers_agree_where_they_should(model, inversion):
+    """Without added noise euler is DDIM; multistep takes another way through the mask and ends nearby."""
+    control = CPAM(edits.masks(), normal_share=0.0)
+    euler, ddim, multistep = (
+        edits.run(model, inversion, control, sampler=name) for name in ("euler", "ddim", "dpmpp_2m")
+    )
+    assert edits.difference(ddim, euler) < 1e-4
+    assert 1e-4 < edits.difference(multistep, euler) < 0.5
 
 
 def test_exact_background_everywhere_gives_the_image(model, inversion):

@@ -50,6 +50,15 @@ def test_null_text_round_trip(folder, levels):
     assert (loaded.method, loaded.null_guidance) == ("null-text inversion", 7.5)
 
 
+def test_a_null_text_that_is_the_prompt_itself(folder):
+    """As Negative-Prompt Inversion makes it: a view of the source's states, of which a file holds a copy."""
+    plain = record()
+    states, options = plain.conditioning[0]
+    saved = replace(plain, method="negative prompt", null_states=states[None], null_options=options)
+    loaded = store.load(store.save(saved, "photo").name)
+    assert torch.equal(loaded.null_states[0], loaded.conditioning[0][0])
+
+
 def first_version(fields: dict, folder, name="old.safetensors", **tensors) -> str:
     """A file as version 1 had it, byte for byte in its layout."""
     folder.mkdir(exist_ok=True)
