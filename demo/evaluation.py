@@ -61,6 +61,8 @@ class Edited:
     """Share of images that show the edit, 0..1."""
     background_psnr: float
     """dB to the source where nothing may change."""
+    far_psnr: float
+    """The same two latent cells further off, where an exact background is the autoencoder's."""
     truth_psnr: float
     """dB to the edited scene, whole image."""
     rows: float
@@ -149,6 +151,7 @@ def evaluate_task(
                 method=method.name,
                 success=_share(task.success(images)),
                 background_psnr=metrics.mean_psnr(images, task.source, task.kept),
+                far_psnr=metrics.mean_psnr(images, task.source, task.far),
                 truth_psnr=metrics.mean_psnr(images, task.truth),
                 rows=rows,
                 planned_rows=method.evaluations(setup.steps),
@@ -228,7 +231,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--guidance", type=float, help="default: the best of a sweep, or 3")
+    parser.add_argument("--guidance", type=float, help=f"default: the best of a sweep, or {methods.GUIDANCE:g}")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sampler", default="euler")
     parser.add_argument("--scheduler", default="normal")
@@ -261,7 +264,7 @@ def main(arguments: list[str]) -> int:
         clip,
         vae,
         steps=options.steps,
-        guidance=3.0 if options.guidance is None else options.guidance,
+        guidance=methods.GUIDANCE if options.guidance is None else options.guidance,
         sampler=options.sampler,
         scheduler=options.scheduler,
         seed=options.seed,

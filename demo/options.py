@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--task", choices=list(WORKFLOWS), default="replace")
     own.add_argument("--checkpoint", help="an SD1.x, SD2.x or SDXL file: a path, or a name in your ComfyUI")
     own.add_argument("--size", type=int, help="longest side in pixels (128; 512 with --checkpoint)")
-    own.add_argument("--steps", type=int, help="DDIM steps (as in the workflow)")
-    own.add_argument("--guidance", type=float, help="guidance scale (as in the workflow)")
+    own.add_argument("--steps", type=int, help="DDIM steps (as in the workflow; 50 with --checkpoint)")
+    own.add_argument("--guidance", type=float, help="guidance scale (as in the workflow; 7.5 with --checkpoint)")
     return made
 
 

@@ -29,6 +29,7 @@ from workflow_file import Prompt, WorkflowError, find_node, override, read_workf
 
 WORKFLOWS = PACK / "workflows"
 PICTURES = PACK / "demo" / "pictures"
+PAPER_STEPS, PAPER_GUIDANCE = 50, 7.5
 FIRST = command_line.WORKFLOWS["replace"]
 
 
@@ -154,11 +155,14 @@ def run_own(server: ComfyServer, chosen: argparse.Namespace, picture: own_pictur
     own_picture.put_in(prompt, uploaded[0], uploaded[1], picture.checkpoint)
     if chosen.prompt is not None and chosen.task != "remove":
         override(prompt, "Edit Prompt", text=chosen.prompt)
-    if chosen.steps is not None:
-        override(prompt, "AttnEditInvert", steps=chosen.steps)
-    if chosen.guidance is not None:
+    # The workflows' own numbers suit the demo model, the papers' a real one.
+    steps, guidance = (None, None) if picture.checkpoint is None else (PAPER_STEPS, PAPER_GUIDANCE)
+    steps, guidance = chosen.steps or steps, guidance if chosen.guidance is None else chosen.guidance
+    if steps is not None:
+        override(prompt, "AttnEditInvert", steps=steps)
+    if guidance is not None:
         guider = next(kind for kind in ("KSampler", "CFGGuider") if _has(prompt, kind))
-        override(prompt, guider, cfg=chosen.guidance)
+        override(prompt, guider, cfg=guidance)
     made = run(server, name, prompt)
     made.images["after"].save(chosen.output / f"{chosen.image.stem} after.png")
     path = chosen.output / f"{chosen.image.stem} sheet.png"

@@ -22,6 +22,8 @@ SEED = 555_000_000
 """Far from the seeds of the scenes that the model is trained on."""
 REACH = world.SIZE // 10
 """Pixels around the edited region that may change with it: the object's contact shadow fades there."""
+CELL = 8
+"""Pixels a side of a latent cell."""
 SLOT = 0
 
 Judge = Callable[["Task", int, reader.Reading, Tensor], bool]
@@ -60,6 +62,11 @@ class Task:
         """Some of the scenes."""
         values = {k: v[index] for k, v in self.__dict__.items() if k != "name"}
         return Task(name=self.name, **values)
+
+    @property
+    def far(self) -> Tensor:
+        """(B, 1, S, S) of 0 and 1: the kept pixels two latent cells further off. A decoder mixes nearer ones."""
+        return metrics.erode(self.kept, 2 * CELL)
 
     def success(self, images: Tensor) -> list[bool]:
         """For each image (B, 3, S, S) in 0..1 whether it shows the edit, judged by its pixels alone."""
