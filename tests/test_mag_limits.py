@@ -16,12 +16,21 @@ from attention_edit.attention.engine import install, pin
 from attention_edit.attention.families import family_of
 from attention_edit.attention.fpe import FPE
 from attention_edit.attention.guidance import FORWARD, work
+from attention_edit.attention.local_blend import LocalBlend
 from attention_edit.attention.mag import MAG, drawn
 from attention_edit.attention.mag_install import EARLY, PRESETS, PUBLISHED, add_guidance
+from attention_edit.attention.masactrl import MasaCtrl
+from attention_edit.attention.masks import resize
+from attention_edit.attention.p2p import P2P
 from attention_edit.attention.plan import plan_of
 from attention_edit.attention.pnp import PnP
+from attention_edit.attention.proximal import ProximalGuidance
+from attention_edit.inversion.direct import direct_inversion
+from attention_edit.inversion.fixed_point import fixed_point_inversion
+from attention_edit.inversion.negative_prompt import negative_prompt_inversion
+from attention_edit.inversion.null_text import Settings, null_text_inversion
 from attention_edit.inversion.report import line_plot
-from mag_runs import STUB, asked, guided, part, slope_of
+from mag_runs import CELLS, STUB, WORDS, Probe, asked, guided, part, slope_of
 from prompts import prompt
 
 # What stands underneath, and what does not go.
@@ -55,9 +64,37 @@ def test_goes_with_plug_and_play(model, inversion, checkpointing):
     assert one.curve.worked()
 
 
-def test_other_methods_are_refused_with_the_reason(model, inversion):
-    with pytest.raises(ValueError, match=r"Prompt-to-Prompt, Plug-and-Play or CPAM.*carries FPE"):
-        guided(model, inversion, part(), under=[FPE()])
+INVERSIONS = {
+    "offset 1": lambda model: edits.invert(model, offset=1),
+    "fixed point": lambda model: fixed_point_inversion(model, edits.invert(model), (1.0, None))[0],
+    "negative prompt": lambda model: negative_prompt_inversion(edits.invert(model), None, 0.0),
+    "null text": lambda model: null_text_inversion(model, edits.invert(model), tiny.prompt(3), Settings(inner=2))[0],
+    "direct": lambda model: direct_inversion(model, edits.invert(model), (7.5, tiny.prompt(3)), 0.5, 1),
+}
+
+
+@pytest.mark.parametrize("kind", INVERSIONS)
+def test_goes_with_any_inversion(model, kind):
+    """On Prompt-to-Prompt: without iterations its run bit for bit; with them only what is under the mask moves."""
+    with torch.inference_mode():
+        inversion = INVERSIONS[kind](model)
+    under = P2P(prompt("a cat on a mat"), prompt("a cat red striped thing on a mat"))
+    probe = Probe(WORDS, edits.box(), iterations=2, scale=50.0)
+    out = guided(model, inversion, probe, under=[under])
+    bare = edits.run(model, inversion, under)
+    assert torch.equal(guided(model, inversion, part(iterations=0, blend=1.0), under=[under]), bare)
+    assert edits.difference(out, bare) > 1e-3 and probe.curve.worked()
+    inside = resize(edits.box(), CELLS)[:, None].expand(1, 4, -1, -1)
+    assert probe.seen and all(torch.equal(before[~inside], after[~inside]) for before, after in probe.seen)
+
+
+OTHERS = [FPE(), MasaCtrl(), LocalBlend(prompt("a cat"), prompt("a dog"), ["cat"], ["dog"]), ProximalGuidance()]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.name)
+def test_other_methods_are_refused_with_the_reason(model, inversion, other):
+    with pytest.raises(ValueError, match=rf"Prompt-to-Prompt, Plug-and-Play or CPAM.*carries {other.name}"):
+        guided(model, inversion, part(), under=[other])
 
 
 def test_a_generated_image_without_an_inversion(model):
