@@ -123,6 +123,11 @@ class ComfyServer:
                 time.sleep(0.2)
         raise ServerError(f"ComfyUI did not answer within {self._start_timeout:g} s:\n{self.log_tail()}")
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs, however long it takes to answer."""
+        return self._process is not None and self._process.poll() is None
+
     def stop(self) -> None:
         """End the process: asked first, killed after ten seconds. Does nothing when it has ended."""
         process, self._process = self._process, None

@@ -199,10 +199,8 @@ def serve(server: ComfyServer, open_page: Callable[[str], Any] = webbrowser.open
     open_page(address)
     while True:
         time.sleep(2)
-        try:
-            server.get("/queue")
-        except OSError as error:
-            raise ServerError(f"ComfyUI has ended:\n{server.log_tail()}") from error
+        if not server.alive:
+            raise ServerError(f"ComfyUI has ended:\n{server.log_tail()}")
 
 
 def scores(chosen: argparse.Namespace) -> int:
