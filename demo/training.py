@@ -56,10 +56,10 @@ class Trainer:
         inner = [p for n, p in modules.named_parameters() if p.ndim > 1 and not any(part in n for part in outer)]
         chosen = {id(p) for p in inner}
         rest = [p for p in self.weights if id(p) not in chosen]
-        self.optimizers = [
-            Muon(inner, rate),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01),
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
         ]
+        self.optimizers += [Muon(inner, rate)] if inner else []
         self.average, self.averaged = average, [p.detach().clone() for p in self.weights]
         self.step = 0
         if self.path.exists():
