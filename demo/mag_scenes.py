@@ -27,7 +27,8 @@ class Local:
         source, truth: (B, 3, S, S) in 0..1, before and after.
         before, full_prompts: captions of the two.
         colours: (B, K) the new colours. masks: (B, K, S, S) of 0 and 1.
-        old_colours: (B, J) of what shall not be edited beside them. old_masks: (B, J, S, S) of 0 and 1.
+        old_colours: (B, J) of what shall not be edited beside them. old_masks: (B, J, S, S) of 0 and 1; what lies
+            too near to an edit may be empty.
         objects: (B, S, S) of 0 and 1, both objects.
         kept: (B, 1, S, S) of 0 and 1, where nothing may change.
     """
@@ -58,7 +59,7 @@ class Local:
         masks = torch.cat([self.masks, self.old_masks], 1)
         return [
             all(
-                reader.colour_share(image, mask, int(colour)) >= INSIDE
+                not bool(mask.any()) or reader.colour_share(image, mask, int(colour)) >= INSIDE
                 for mask, colour in zip(masks[i], colours[i], strict=True)
             )
             for i, image in enumerate(images)
@@ -112,7 +113,9 @@ def make_task(name: str, count: int) -> Local:
     source, truth, masks, old = world.render(scenes), world.render(edited), objects[:, :slots], objects[:, slots:]
     if name == "a part":
         left = torch.arange(world.SIZE)[None, None, None] < (scenes.centre[:, 0, :1, None, None] * world.SIZE)
-        masks, old = masks * left, torch.cat([masks * ~left, old], 1)
+        masks, rest = masks * left, masks * ~left
+        # Beside the mask a latent cell changes as a whole, as everywhere in these tables.
+        old = torch.cat([rest * (1 - metrics.dilate(masks, tasks.REACH)), old], 1)
         truth = torch.where(masks > 0, truth, source)
     captions = [world.full_captions(s) for s in (scenes, edited)]
     return Local(
