@@ -13,7 +13,8 @@ import world
 from torch import Tensor
 from world import Scenes
 
-NAMES = ("one of two", "a part", "two at once")
+UNSAID = "one of two, unsaid"
+NAMES = ("one of two", "a part", "two at once", UNSAID)
 SEED = 777_000_000
 INSIDE = 0.5
 """Least share of a mask's pixels that must have come to the new colour, or kept the old one."""
@@ -103,6 +104,8 @@ def make_task(name: str, count: int) -> Local:
     - one of two: one of two objects of one shape gets a new colour.
     - a part: the left half of one of them does.
     - two at once: both do, each its own.
+    - one of two, unsaid: as the first, but only the new colour is said, so that the words leave open which is meant:
+      "a blue circle and a circle".
     """
     seed = SEED + NAMES.index(name)
     scenes, slots = twins(count, seed), 2 if name == "two at once" else 1
@@ -118,6 +121,10 @@ def make_task(name: str, count: int) -> Local:
         old = torch.cat([rest * (1 - metrics.dilate(masks, tasks.REACH)), old], 1)
         truth = torch.where(masks > 0, truth, source)
     captions = [world.full_captions(s) for s in (scenes, edited)]
+    if name == UNSAID:
+        quiet = scenes.with_object(0, colour=world.UNSAID * torch.ones_like(colours[:, 0]))
+        quiet = quiet.with_object(1, colour=world.UNSAID * torch.ones_like(colours[:, 0]))
+        captions = [world.full_captions(s) for s in (quiet, quiet.with_object(0, colour=colours[:, 0]))]
     return Local(
         name=name,
         source=source,
