@@ -122,8 +122,8 @@ class Network:
         Raises:
             ValueError: the guider has no such conditioning, or the gradient is not finite.
         """
-        alone = [control.cross_layers(self.run.family) for control in self.run.acting() if control.moves]
-        lasts = {_last(found).block for found in (layers, *alone) if found}
+        each = [control.cross_layers(self.run.family) for control in self.run.acting() if control.moves]
+        lasts = {_last(found).block for found in (layers, *each) if found}
         with differentiable(self.guider.inner_model, self.options, checkpointing) as options:
             if checkpointing:
                 options = _kept_whole(options, lasts)

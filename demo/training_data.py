@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import captions
@@ -84,6 +85,7 @@ def draw_pool(vae: load.Autoencoder, device: torch.device, count: int, seed: int
     return Pool(latents[0], latents[1], fields.to(device))
 
 
+@cache
 def alphas(device: torch.device) -> Tensor:
     """Stable Diffusion's cumulative products of alpha (1000,)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
