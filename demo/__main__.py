@@ -5,23 +5,19 @@ Needs nothing but Python 3.11 or newer: it prepares a private environment and go
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import options
-from environment import prepare
+from environment import Environment, prepare
 from host_source import PreparationError
 
 
-def go_on_inside(command: list[str], host: Path) -> int:
-    """Run a command that knows the host, hand Ctrl-C and the like on to it, and wait until it has cleaned up."""
-    variables = {**os.environ, "ATTENTION_EDIT_HOST": str(host)}
-    if command[0] != sys.executable:  # packages of another Python do not belong into the private environment
-        variables.pop("PYTHONPATH", None)
-    process = subprocess.Popen(command, env=variables)
+def go_on_inside(made: Environment, command: list[str]) -> int:
+    """Run a command in the environment, hand Ctrl-C and the like on to it, and wait until it has cleaned up."""
+    process = subprocess.Popen([str(made.python), *command], env=made.variables())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: process.terminate())
     return process.wait()
@@ -37,7 +33,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return go_on_inside([str(made.python), str(Path(__file__).with_name("showcase.py")), *arguments], made.host)
+    return go_on_inside(made, [str(Path(__file__).with_name("showcase.py")), *arguments])
 
 
 if __name__ == "__main__":

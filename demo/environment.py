@@ -67,6 +67,16 @@ class Environment:
     host: Path
     source: str
 
+    def variables(self) -> dict[str, str]:
+        """Environment variables for what runs in it, with ComfyUI's folder in ATTENTION_EDIT_HOST.
+
+        Packages that PYTHONPATH names for another Python do not belong into a private environment.
+        """
+        made = {**os.environ, "ATTENTION_EDIT_HOST": str(self.host)}
+        if self.python != Path(sys.executable):
+            made.pop("PYTHONPATH", None)
+        return made
+
 
 def read_pins(pack: Path = PACK) -> dict[str, list[str]]:
     """The optional-dependencies groups of pyproject.toml."""
@@ -302,6 +312,5 @@ def run_in_environment(script: str | Path, arguments: Sequence[str] = (), extras
     except PreparationError as error:
         print(f"[attention-edit] {error}", file=sys.stderr)
         return 2
-    variables = {**os.environ, "ATTENTION_EDIT_HOST": str(made.host)}
     command = [str(made.python), str(script), *arguments]
-    return subprocess.run(command, env=variables, check=False).returncode
+    return subprocess.run(command, env=made.variables(), check=False).returncode

@@ -73,8 +73,7 @@ def main(arguments: list[str]) -> int:
         return 130
     python = environment.python
     # One thread: the models are tiny, and threads that wait for each other cost more than they bring.
-    variables = {"OMP_NUM_THREADS": "1", **os.environ, "ATTENTION_EDIT_HOST": str(environment.host)}
-    variables.pop("PYTHONPATH", None)
+    variables = {"OMP_NUM_THREADS": "1", **environment.variables()}
     results: dict[str, int] = {}
     if not only_pytest:
         _step("ruff check", [python, "-m", "ruff", "check", PACK], variables, results)
