@@ -1,1 +1,1 @@
-"""The engine and the methods that act inside the UNet."""
+"""The engine, what it works on, and the methods that act inside the network."""

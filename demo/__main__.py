@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import options
-from environment import Environment, prepare
-from host_source import PreparationError
+from machine.environment import Environment, prepare
+from machine.host_source import PreparationError
+from show import options
 
 
 def go_on_inside(made: Environment, command: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return go_on_inside(made, [str(Path(__file__).with_name("showcase.py")), *arguments])
+    return go_on_inside(made, [str(Path(__file__).with_name("inside.py")), "showcase", *arguments])
 
 
 if __name__ == "__main__":

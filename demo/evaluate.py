@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-import host_process
+from machine import host_process
 
 if __name__ == "__main__":
-    sys.exit(host_process.run(__file__, "evaluation"))
+    sys.exit(host_process.run(__file__, "measure.evaluation"))

@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.families import family_of
-from .cost import measured
-from .ddim import Predict, alpha_of, ddim_step, to_eps
-from .guided import Walker, cfg_guider, run_sampler
-from .record import Conditioning, Inversion
-from .run import check_unedited, prediction_of
+from ..host.conditioning import Conditioning
+from ..host.cost import measured
+from ..host.families import family_of
+from ..host.guider import cfg_guider, run_sampler
+from ..host.models import prediction_of
+from .ddim_inversion import check_unedited
+from .record import Inversion
+from .steps import Predict, alpha_of, ddim_step, to_eps
+from .walk import Walker
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,13 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-from ..attention.families import family_of
-from .ddim import Predict, sample
-from .record import Conditioning, Inversion
-from .run import check_latent, check_unedited, prediction_of, run_walk
+from ..host.conditioning import Conditioning
+from ..host.families import family_of
+from ..host.models import check_latent, prediction_of
+from .ddim_inversion import check_unedited, run_walk
+from .record import Inversion
 from .schedule import levels
+from .steps import Predict, sample
 
 log = logging.getLogger(__name__)
 

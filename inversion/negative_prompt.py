@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..attention.source import source_conditioning
-from .record import Conditioning, Inversion
+from ..host.conditioning import Conditioning, source_conditioning
+from .record import Inversion
 
 
 def slerp(share: float, start: Tensor, end: Tensor) -> Tensor:

@@ -16,15 +16,17 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..attention.families import family_of
-from ..attention.gradients import differentiable, for_gradients, gradient, plain
-from ..attention.null_context import with_states
-from ..attention.source import source_conditioning
-from .cost import Cost, measured
-from .ddim import alpha_of, ddim_step, to_eps
-from .guided import cfg_guider, raw_prediction, run_sampler
-from .record import Conditioning, Inversion
-from .run import check_unedited, prediction_of, relative_errors
+from ..host.conditioning import Conditioning, source_conditioning, with_states
+from ..host.cost import Cost, measured
+from ..host.families import family_of
+from ..host.gradients import differentiable, for_gradients, gradient, plain
+from ..host.guider import cfg_guider, run_sampler
+from ..host.models import prediction_of
+from .ddim_inversion import check_unedited
+from .reconstruct import relative_errors
+from .record import Inversion
+from .steps import alpha_of, ddim_step, to_eps
+from .walk import raw_prediction
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Conditioning = list[Any]
-"""The host's CONDITIONING: a list of [states (B, L, C), options]."""
+from ..host.conditioning import Conditioning
 
 MATCH = 1e-4
 """Relative difference under which two sigmas are the same noise level (a float32 rounding apart)."""

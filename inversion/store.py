@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .record import Conditioning, Inversion
+from ..host.conditioning import Conditioning
+from .record import Inversion
 
 FORMAT = "attention-edit inversion"
 VERSION = "2"

@@ -5,71 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..attention import engine
-from ..attention.background import ExactBackground
-from ..attention.cpam import CPAM, KEY_MASKS
-from ..attention.edit_masks import TASKS, edit_masks
-from ..attention.masks import RULES
-from .sockets import (
-    CATEGORY,
-    EditMasksSocket,
-    fraction_input,
-    inversion_input,
-    model_input,
-    model_output,
-    one_call_input,
-)
-
-
-class EditMasksNode(io.ComfyNode):
-    """Masks for a task."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AttnEditMasks",
-            display_name="Edit Masks",
-            category=f"{CATEGORY}/masks",
-            description="Says what is to be edited: from one mask of the object it makes the source and target masks "
-            "that the task needs.",
-            search_aliases=["mask guidance", "cpam masks", "object removal mask"],
-            inputs=[
-                io.Mask.Input(
-                    "mask",
-                    tooltip="The object. For a new background too: mask the object that stays. To add an object or "
-                    "edit a part: the region to alter. Any size, of the image's shape; one mask, or one per image.",
-                ),
-                io.Combo.Input(
-                    "task",
-                    options=list(TASKS),
-                    default=TASKS[0],
-                    tooltip="Replace or recolour: the object may become anything. Keep the object: its look stays, "
-                    "pose and shape may change. Change the background: everything but the object. Remove: the prompt "
-                    "is not used. Add, edit a part: the prompt fills exactly the region that you drew.",
-                ),
-                fraction_input(
-                    "dilation",
-                    0.1,
-                    "Grows the mask, as a share of the object's size. Raise it when the new shape is larger, "
-                    "or when a removed object leaves an edge or a shadow. Not used for the background, to add an "
-                    "object or edit a part.",
-                ),
-                io.Boolean.Input("invert", default=False, tooltip="The mask selects what is not the object."),
-            ],
-            outputs=[
-                EditMasksSocket.Output(display_name="masks", tooltip="For CPAM and Exact Background."),
-                io.Mask.Output(display_name="source mask", tooltip="What is edited in the source image."),
-                io.Mask.Output(display_name="target mask", tooltip="Where the edit appears; empty for a removal."),
-                io.Mask.Output(display_name="changed mask", tooltip="Where pixels may change at all."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, mask: Tensor, task: str, dilation: float, invert: bool) -> io.NodeOutput:
-        masks = edit_masks(mask, task, dilation, invert)
-        return io.NodeOutput(masks, masks.source.float(), masks.target.float(), masks.changed.float())
+from ..attention.engine import install as engine
+from ..attention.masks.cells import RULES
+from ..attention.methods.cpam import CPAM, KEY_MASKS
+from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input
+from .sockets import CATEGORY, EditMasksSocket
 
 
 class CPAMNode(io.ComfyNode):
@@ -161,34 +102,3 @@ class CPAMNode(io.ComfyNode):
         layer = None if retain_layer < 0 else retain_layer
         control = CPAM(masks, retain_start, layer, key_mask, normal_share, localized, mask_resize, end)
         return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
-
-
-class ExactBackgroundNode(io.ComfyNode):
-    """Exact background."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AttnEditBackground",
-            display_name="Exact Background",
-            category=f"{CATEGORY}/masks",
-            description="Keeps the image outside the changed mask as it was, up to what the VAE itself loses, by "
-            "blending in the source's own trajectory at every step. Goes with any sampler and any edit.",
-            search_aliases=["latent blending", "local blend", "keep background", "blended diffusion"],
-            inputs=[
-                model_input(),
-                inversion_input(),
-                EditMasksSocket.Input("masks", tooltip="What may change, from Edit Masks."),
-                fraction_input(
-                    "start",
-                    0.0,
-                    "Share of the steps after which blending begins. 0 from the start; MAG-Edit 0.7, "
-                    "Prompt-to-Prompt 0.2.",
-                ),
-            ],
-            outputs=[model_output()],
-        )
-
-    @classmethod
-    def execute(cls, model: Any, inversion: Any, masks: Any, start: float) -> io.NodeOutput:
-        return io.NodeOutput(engine.install(model, ExactBackground(masks.changed, start), inversion))

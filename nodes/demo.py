@@ -29,7 +29,7 @@ class DemoModelNode(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..demo.load import load_demo_model
+        from ..demo.bundle.load import load_demo_model
 
         return io.NodeOutput(*load_demo_model())
 
@@ -60,7 +60,7 @@ class DemoSceneNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, scene: int, objects: int) -> io.NodeOutput:
-        from ..demo import world
+        from ..demo.bundle import world
 
         scenes = world.demo_scene(scene, objects)
         image = world.render(scenes).movedim(1, -1).contiguous()

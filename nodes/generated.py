@@ -9,7 +9,8 @@ from comfy_api.latest import io
 
 from ..inversion.generated import record_source
 from ..inversion.schedule import OFFSETS
-from .sockets import CATEGORY, InversionSocket, guidance_input
+from .inputs import guidance_input
+from .sockets import CATEGORY, InversionSocket
 
 
 class RecordSourceNode(io.ComfyNode):

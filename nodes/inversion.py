@@ -9,7 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..inversion import report, store
 from ..inversion.schedule import OFFSETS
-from .sockets import CATEGORY, InversionSocket, disk_cache_input, guidance_input, inversion_input
+from .inputs import disk_cache_input, guidance_input, inversion_input
+from .sockets import CATEGORY, InversionSocket
 
 
 class InvertNode(io.ComfyNode):

@@ -10,7 +10,8 @@ from ..inversion import report
 from ..inversion.direct import direct_inversion
 from ..inversion.negative_prompt import negative_prompt_inversion
 from ..inversion.null_text import Settings
-from .sockets import CATEGORY, InversionSocket, disk_cache_input, guidance_input, inversion_input
+from .inputs import disk_cache_input, guidance_input, inversion_input
+from .sockets import CATEGORY, InversionSocket
 
 START = ("negative prompt", "source prompt")
 UNEDITED = "The model without edits that the image was inverted with."

@@ -7,11 +7,13 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..attention.constraints import CONSTRAINTS
-from ..attention.curve import Curve
-from ..attention.mag import MAG, NEGATIVE_SCALE, PUBLISHED_SCALE, Negative, drawn, look_up
-from ..attention.mag_install import CUSTOM, PRESETS, PUBLISHED, add_guidance
-from .sockets import CATEGORY, CurveSocket, InversionSocket, PromptSocket, fraction_input, model_input, model_output
+from ..attention.methods.mag.constraints import CONSTRAINTS
+from ..attention.methods.mag.control import MAG
+from ..attention.methods.mag.curve import Curve
+from ..attention.methods.mag.install import CUSTOM, PRESETS, PUBLISHED, add_guidance
+from ..attention.methods.mag.parts import NEGATIVE_SCALE, PUBLISHED_SCALE, Negative, drawn, look_up
+from .inputs import fraction_input, model_input, model_output
+from .sockets import CATEGORY, CurveSocket, InversionSocket, PromptSocket
 
 DETAIL = {"coarse (16 x 16 at 512 pixels)": 4, "middle (32 x 32 at 512 pixels)": 2, "fine (64 x 64 at 512 pixels)": 1}
 

@@ -8,10 +8,11 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..attention import map_pictures, self_clusters
-from ..attention.map_masks import HeatOptions, heat_map, named, phrases
-from .maps import maps_inputs, sharpen_input, smoothing_input
-from .sockets import CATEGORY, fraction_input
+from ..attention.maps import segments as self_clusters
+from ..attention.maps.heat import HeatOptions, heat_map, named, phrases
+from ..attention.pictures import heat as map_pictures
+from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
+from .sockets import CATEGORY
 
 
 class MapViewerNode(io.ComfyNode):

@@ -6,49 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention import engine
-from ..attention.families import family_of
-from ..attention.map_masks import RULES, HeatOptions, named, phrases, words_mask
-from ..attention.record_maps import SIZES, recorder
-from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, MapsSocket, PromptSocket, fraction_input
-
-
-def maps_inputs() -> list[io.Input]:
-    """Recorded maps, and the node that has to run before they are there."""
-    return [
-        MapsSocket.Input("maps", tooltip="From Record Attention Maps."),
-        io.AnyType.Input(
-            "after",
-            tooltip="The output of the node that ran the recorded model: the sampler's latent, or the inversion. It "
-            "only says that this node waits for it.",
-        ),
-    ]
-
-
-def sharpen_input() -> io.Input:
-    """Sharpening by the self-attention map."""
-    return io.Int.Input(
-        "sharpen",
-        default=0,
-        min=0,
-        max=8,
-        tooltip="How often the self-attention map is applied to the word's map: it fills objects and follows their "
-        "edges. Needs self_maps in Record Attention Maps. 0 is off.",
-        advanced=True,
-    )
-
-
-def smoothing_input() -> io.Input:
-    """Blur of the map."""
-    return io.Float.Input(
-        "smoothing",
-        default=0.5,
-        min=0.0,
-        max=4.0,
-        step=0.1,
-        tooltip="Gaussian blur of the map, in cells of the layer. 0 is off.",
-        advanced=True,
-    )
+from ..attention.engine import install as engine
+from ..attention.maps.heat import RULES, HeatOptions, named, phrases, words_mask
+from ..attention.maps.recorder import SIZES, recorder
+from ..host.families import family_of
+from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
+from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, MapsSocket, PromptSocket
 
 
 class RecordMapsNode(io.ComfyNode):

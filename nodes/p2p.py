@@ -5,31 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..attention import engine, word_lines
-from ..attention.background import ExactBackground
-from ..attention.embctrl import embctrl
-from ..attention.local_blend import LocalBlend
-from ..attention.masks import as_mask
-from ..attention.p2p import MODES, P2P
-from .injection import CUSTOM, layers_inputs
-from .sockets import CATEGORY, PromptSocket, fraction_input, inversion_input, model_input, model_output, one_call_input
-
-
-def source_prompt_input() -> io.Input:
-    """The source's words."""
-    return PromptSocket.Input(
-        "source_prompt",
-        tooltip="Words of the source: the Prompt with Words whose conditioning the inversion was made with.",
-    )
-
-
-def target_prompt_input() -> io.Input:
-    """The edit's words."""
-    return PromptSocket.Input(
-        "target_prompt", tooltip="Words of the edit: the Prompt with Words that the sampler's positive comes from."
-    )
+from ..attention.engine import install as engine
+from ..attention.methods.p2p import MODES, P2P
+from ..attention.words import lines as word_lines
+from .inputs import (
+    CUSTOM,
+    fraction_input,
+    inversion_input,
+    layers_inputs,
+    model_input,
+    model_output,
+    one_call_input,
+    source_prompt_input,
+    target_prompt_input,
+)
+from .sockets import CATEGORY
 
 
 class P2PNode(io.ComfyNode):
@@ -123,114 +114,3 @@ class P2PNode(io.ComfyNode):
         )
         control.check()
         return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
-
-
-class LocalBlendNode(io.ComfyNode):
-    """Local blend."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AttnEditLocalBlend",
-            display_name="Local Blend",
-            category=f"{CATEGORY}/masks",
-            description="Keeps the source wherever the named words do not attend: a background that nobody has to "
-            "mask. Put it behind Prompt-to-Prompt; it goes with other edits of captioned sources too.",
-            search_aliases=["local blend", "p2p blend words", "attention mask", "automatic mask", "local edit"],
-            inputs=[
-                model_input(),
-                inversion_input(),
-                source_prompt_input(),
-                target_prompt_input(),
-                io.String.Input(
-                    "source_words", default="", tooltip="What is edited, in the source's caption; commas between words."
-                ),
-                io.String.Input("target_words", default="", tooltip="What it becomes, in the edit's prompt."),
-                io.String.Input(
-                    "subtract",
-                    default="",
-                    tooltip="Words of either prompt whose places stay as they are; may be empty.",
-                ),
-                fraction_input("start", 0.2, "Share of the steps before blending begins."),
-                fraction_input(
-                    "threshold",
-                    0.3,
-                    "Of a word's map, divided by its largest value. Higher makes the edited place smaller.",
-                ),
-                fraction_input("subtract_threshold", 0.3, "The same for the words to subtract.", advanced=True),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the image may change, instead of what the words say."
-                ),
-            ],
-            outputs=[model_output()],
-        )
-
-    @classmethod
-    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
-        cls,
-        model: Any,
-        inversion: Any,
-        source_prompt: Any,
-        target_prompt: Any,
-        source_words: str,
-        target_words: str,
-        subtract: str,
-        start: float,
-        threshold: float,
-        subtract_threshold: float,
-        mask: Tensor | None = None,
-    ) -> io.NodeOutput:
-        if mask is not None:
-            control = ExactBackground(_drawn(mask), start, "Local Blend")
-            return io.NodeOutput(engine.install(model, control, inversion))
-        control = LocalBlend(
-            source_prompt,
-            target_prompt,
-            word_lines.words(source_words),
-            word_lines.words(target_words),
-            word_lines.words(subtract),
-            start,
-            threshold,
-            subtract_threshold,
-        )
-        control.columns()
-        return io.NodeOutput(engine.install(model, control, inversion))
-
-
-def _drawn(mask: Tensor) -> Tensor:
-    """A mask (M, H, W) bool; ValueError if it selects nothing, which would bring the source back."""
-    chosen = as_mask(mask, "mask of Local Blend")
-    if not chosen.any():
-        raise ValueError(
-            "The mask of Local Blend selects nothing, so the result would be the source. Draw where the image may "
-            "change, or disconnect the mask and name words."
-        )
-    return chosen
-
-
-class EmbCtrlNode(io.ComfyNode):
-    """EmbCtrl."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AttnEditEmbCtrl",
-            display_name="EmbCtrl",
-            category=f"{CATEGORY}/prompt",
-            description="Exchanges the text embeddings of the changed words only, and keeps the source's for all "
-            "others: the simplest edit of colour or material, by the prompt alone.",
-            search_aliases=["embctrl", "embedding edit", "masafusion", "context embedding", "token swap"],
-            inputs=[
-                source_prompt_input(),
-                io.Conditioning.Input("source", tooltip="The source's conditioning, from the same Prompt with Words."),
-                target_prompt_input(),
-                io.Conditioning.Input("target", tooltip="The edit's conditioning, from the same Prompt with Words."),
-            ],
-            outputs=[
-                io.Conditioning.Output(display_name="conditioning", tooltip="For the sampler's positive."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, source_prompt: Any, source: list[Any], target_prompt: Any, target: list[Any]) -> io.NodeOutput:
-        return io.NodeOutput(embctrl(source_prompt, source, target_prompt, target))

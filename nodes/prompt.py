@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.words import read_prompt
+from ..attention.words.prompt import read_prompt
 from .sockets import CATEGORY, PromptSocket
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention import engine
-from ..attention.proximal import RULES, ProximalGuidance, ProximalHold
-from .sockets import CATEGORY, fraction_input, inversion_input, model_input, model_output
+from ..attention.engine import install as engine
+from ..attention.methods.proximal import RULES, ProximalGuidance, ProximalHold
+from .inputs import fraction_input, inversion_input, model_input, model_output
+from .sockets import CATEGORY
 
 
 class ProximalNode(io.ComfyNode):

@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention import engine
-from ..attention.regions import ELSEWHERE, RegionPrompts, make_region
-from .sockets import CATEGORY, RegionsSocket, model_output
+from ..attention.engine import install as engine
+from ..attention.methods.regions import ELSEWHERE, RegionPrompts, make_region
+from .inputs import model_output
+from .sockets import CATEGORY, RegionsSocket
 
 
 class RegionNode(io.ComfyNode):

@@ -9,9 +9,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention import engine
-from ..attention.start import schedule_from
-from .sockets import CATEGORY, inversion_input, model_output
+from ..attention.engine import install as engine
+from ..inversion.start import schedule_from
+from .inputs import inversion_input, model_output
+from .sockets import CATEGORY
 
 
 class NoNoise:

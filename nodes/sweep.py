@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.grid import grid
-from ..attention.word_lines import words
+from ..attention.pictures.grid import grid
+from ..attention.words.lines import words
 from .sockets import CATEGORY
 
 

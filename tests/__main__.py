@@ -1,6 +1,6 @@
 """`python tests [--only-pytest] [pytest's arguments]`: prepare the environment, then check everything.
 
-Runs ruff (check, format), the type checker and pytest in the private environment of demo/environment.py; the
+Runs ruff (check, format), the type checker and pytest in the private environment of demo/machine/environment.py; the
 exit code is not zero when one of them failed. `--only-pytest` leaves out all but pytest.
 """
 
@@ -18,10 +18,10 @@ TESTS = Path(__file__).resolve().parent
 PACK = TESTS.parent
 sys.path.insert(0, str(PACK / "demo"))
 
-from environment import Environment, prepare  # noqa: E402
-from host_source import PreparationError  # noqa: E402
+from machine.environment import Environment, prepare  # noqa: E402
+from machine.host_source import PreparationError  # noqa: E402
 
-CHECKED = ("__init__.py", "nodes", "attention", "inversion", "demo")
+CHECKED = ("__init__.py", "nodes", "attention", "inversion", "host", "demo")
 
 
 def _type_check_config(environment: Environment, folder: Path) -> Path:

@@ -2,7 +2,8 @@
 
 `from attention_edit.attention import ...` imports the pack as the host does: from its root __init__.py, under
 a name of our choice, with the root never on sys.path (its nodes/ would hide ComfyUI's nodes.py). The modules
-of demo/ are imported by their own names; that folder comes last on sys.path, so that the host's names win.
+of demo/ and tests/help/ are imported by their own names; those folders come last on sys.path, so that the host's
+names win.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from comfy_server import ComfyServer
+    from machine.comfy_server import ComfyServer
     from playwright.sync_api import Browser
 
 PACK = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ def _enter_host() -> None:
     host = _find_host()
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != PACK]
     sys.path.insert(0, str(host))
-    sys.path.append(str(PACK / "demo"))
+    sys.path.extend([str(PACK / "demo"), str(PACK / "tests" / "help")])
     # The host reads the command line at the first import of comfy.cli_args; it must see its own options only.
     arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if ON_CPU else [])]
     import comfy.options
@@ -51,7 +52,7 @@ def _enter_host() -> None:
 
     assert comfy.cli_args.args.cpu == ON_CPU
     sys.argv = arguments
-    from pack import import_pack
+    from machine.pack import import_pack
 
     import_pack()
 
@@ -68,8 +69,8 @@ def host() -> Path:
 @pytest.fixture(scope="session")
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A real ComfyUI server that has this pack and no other, in folders of its own."""
-    from comfy_server import ComfyServer
-    from environment import base_directory
+    from machine.comfy_server import ComfyServer
+    from machine.environment import base_directory
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
     with ComfyServer(Path(sys.executable), host, base, cpu=ON_CPU) as running:

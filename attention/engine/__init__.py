@@ -1,0 +1,1 @@
+"""How controls get into the network: hooks, the source branch, one run's state, the host's wrappers."""

@@ -1,0 +1,118 @@
+"""One attention of the target rows, as a control is handed it, and the source's features beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...host.families import Layer
+from .moment import Moment
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention: q (R, N, C), k and v (R, L, C), heads side by side in C, to (R, N, C)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Queries, keys and values of one attention: q (R, N, C), k and v (R, L, C), heads side by side in C."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class SourceRows:
+    """The source's features repeated to the target's rows, each part when it is first asked for.
+
+    Args:
+        chunks: the features that each target chunk reads, S rows each.
+        batch: images per chunk; S is 1 or the batch.
+    """
+
+    def __init__(self, chunks: Sequence[Features], batch: int) -> None:
+        self._chunks, self._batch = chunks, batch
+
+    @cached_property
+    def q(self) -> Tensor:
+        """(R, N, C)."""
+        return torch.cat([_expand(features.q, self._batch) for features in self._chunks])
+
+    @cached_property
+    def k(self) -> Tensor:
+        """(R, L, C)."""
+        return torch.cat([_expand(features.k, self._batch) for features in self._chunks])
+
+    @cached_property
+    def v(self) -> Tensor:
+        """(R, L, C)."""
+        return torch.cat([_expand(features.v, self._batch) for features in self._chunks])
+
+
+def _expand(x: Tensor, batch: int) -> Tensor:
+    if x.shape[0] not in (1, batch):
+        raise ValueError(
+            f"The inversion holds {x.shape[0]} image(s), but the sampler runs a batch of {batch}. Use one image, "
+            "or as many as the batch."
+        )
+    return x.expand(batch, *x.shape[1:])
+
+
+def _as_it_is(_: AttentionCall, __: Tensor, target: Tensor) -> Tensor:
+    return target
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One attention of the target rows, as a control sees it.
+
+    Attributes:
+        run: the run's state; layer: where; shape: (h, w) of the feature map.
+        q, k, v: the target rows' own, R = chunks * batch rows in chunk order.
+        conditional: which chunks are conditional, one bool per chunk.
+        batch: images per chunk.
+        own: computes the target's attention as it would be without this control (earlier controls and other
+            packs' patches included).
+        attend: plain attention on any queries, keys and values.
+        source: the source's features repeated to the target rows, where a control asked for them: those of the
+            source prompt for every chunk. In cross-attention k and v hold the source's own L tokens.
+        halves: the same, but each chunk's own half of guidance where the source has both (see
+            `Control.both_halves`).
+        heads: attention heads that lie side by side in C.
+        lengths: per chunk, the number of its prompt's own text tokens. The host repeats prompts to a common
+            length; the first `lengths[i]` tokens of k and v hold all that there is.
+        extra: keys and values (R, L, C) of the contexts that controls asked for, in cross-attention.
+        guiding: part of a pass that is made for a gradient, and none of the run's own.
+        rewrite: what all controls make of a cross-attention map: given the call, the source's map and the target's
+            own, see `Control.cross_map`.
+    """
+
+    run: Moment
+    layer: Layer
+    shape: tuple[int, int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    conditional: tuple[bool, ...]
+    batch: int
+    own: Callable[[], Tensor]
+    attend: Attend
+    source: Features | SourceRows | None = None
+    halves: Features | SourceRows | None = None
+    heads: int = 1
+    lengths: tuple[int, ...] = ()
+    extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    guiding: bool = False
+    rewrite: Callable[[AttentionCall, Tensor, Tensor], Tensor] = _as_it_is
+
+    @property
+    def plain(self) -> bool:
+        """Whether `own` is plain attention on q, k and v, so that parts of it may be computed alone."""
+        return getattr(self.own, "plain", False)
+
+    def rows(self, chunk: int) -> slice:
+        """The rows of a chunk."""
+        return slice(chunk * self.batch, (chunk + 1) * self.batch)

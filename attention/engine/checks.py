@@ -1,0 +1,107 @@
+"""What a run refuses or warns of: before it starts, at a UNet call, and when it is over."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from ...host.conditioning import encoded_alike
+from ..words.prompt import Prompt
+from .moment import Moment
+from .plan import Plan
+from .run import Run
+from .site import SiteHook
+
+log = logging.getLogger(__name__)
+
+STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
+"""Parts of the names of the host's samplers that add noise."""
+
+
+def check_halves(plan: Plan, guider: Any) -> None:
+    """Refuse a guider with three prompts where a control must know which is the negative one."""
+    names = [c.name for c in plan.controls if c.both_halves or c.shapes_guidance or c.second_negative() is not None]
+    if names and "middle" in guider.conds:
+        raise ValueError(
+            f"{' and '.join(names)} must know the two halves of guidance, and this guider has three prompts. Use "
+            "KSampler or CFG Guider."
+        )
+
+
+def warn_of_noise(plan: Plan, sampler: Any) -> None:
+    """Say that a sampler which draws noise of its own loses the image that a run starts from."""
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if plan.schedule is not None and any(part in name for part in STOCHASTIC):
+        log.warning(
+            "Attention Edit: %s adds noise of its own in every step, so the image is lost. Use euler, ddim, heun or "
+            "dpmpp_2m.",
+            name.removeprefix("sample_"),
+        )
+
+
+def check_acted(run: Run) -> None:
+    """Raise RuntimeError if a control never got to act, and say who took its place."""
+    expected = {
+        (kind, layer.index)
+        for control in run.controls
+        for kind, layers in (
+            ("self", control.self_layers(run.family)),
+            ("cross", control.cross_layers(run.family)),
+        )
+        for layer in layers
+    }
+    missing = expected - run.sites_called
+    if missing:
+        replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})
+        found = {type(p).__name__ for part in replaced.values() for p in part.values() if not isinstance(p, SiteHook)}
+        culprit = f" A patch of type {', '.join(sorted(found))} sits there: put its node before." if found else ""
+        text = f"{len(missing)} of {len(expected)} attention layers of the edit were never reached.{culprit}"
+        if missing == expected:
+            raise RuntimeError(f"The edit did nothing: {text}")
+        log.warning("Attention Edit: %s", text)
+
+
+def check_whole(run: Run, x: Tensor) -> None:
+    if tuple(x.shape[-2:]) != run.size:
+        raise ValueError(
+            f"A conditioning covers an area of {x.shape[-1]}x{x.shape[-2]} of the latent's "
+            f"{run.size[1]}x{run.size[0]}; edits need conditionings of the whole image. Replace Conditioning (Set "
+            "Area) by a mask."
+        )
+
+
+def check_source_prompt(run: Moment, prompt: Prompt, name: str) -> None:
+    """Refuse a source prompt that is not the one which the run's image was inverted or drawn with.
+
+    The maps of its words would be read in another text, whose words stand elsewhere.
+
+    Raises:
+        ValueError: the encoded texts differ.
+    """
+    if run.inversion is None or prompt.states is None:
+        return
+    if not encoded_alike(run.inversion.conditioning[0][0], prompt.states):
+        raise ValueError(
+            f"{name}'s source_prompt is {prompt.text!r}, but the inversion was made with another prompt (or another "
+            "CLIP). Connect that Prompt with Words' conditioning to DDIM Inversion's source too."
+        )
+
+
+def check_target_prompt(run: Moment, prompt: Prompt, name: str) -> None:
+    """Refuse a target prompt that is not the one which is sampled with, of as many tokens.
+
+    Raises:
+        ValueError: the encoded texts differ.
+    """
+    for cond in run.guider.conds.get("positive") or []:
+        states = cond.get("cross_attn")
+        if states is None or prompt.states is None or states.shape[1:] != prompt.states.shape[1:]:
+            continue  # other lengths are refused where the words are looked for
+        if not encoded_alike(states, prompt.states):
+            raise ValueError(
+                f"{name}'s target_prompt is {prompt.text!r}, but the sampler's positive conditioning is another "
+                "prompt (or from another CLIP). Connect both outputs of one Prompt with Words: its prompt to "
+                f"{name} and its conditioning to the sampler."
+            )

@@ -1,0 +1,112 @@
+"""The engine: puts controls on a MODEL.
+
+Everything is installed on a clone with documented host hooks: replace patches on the attention layers that the
+controls name (in front of patches that are there already), one attn2 patch, and the wrappers that run the source
+branch beside the edit.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from comfy.patcher_extension import CallbacksMP
+
+from ...host.conditioning import source_conditioning
+from ...host.families import Family, Layer, family_of
+from ...host.marks import KEY
+from ...inversion.record import Inversion
+from .control import Control
+from .plan import Plan, plan_of
+from .residual import PATCH
+from .site import SiteHook, append_contexts
+from .wrappers import WRAPPERS
+
+
+def install(model: Any, control: Control, inversion: Inversion | None = None, packed: bool | None = None) -> Any:
+    """A clone of a host MODEL with a control added after those that it has.
+
+    Args:
+        inversion: the source image that the control reads, if it reads one.
+        packed: run the source in the target's UNet call; None leaves it as it is.
+
+    Raises:
+        ValueError: unknown model family, another inversion than that of earlier controls, or a control that
+            excludes an earlier one.
+    """
+    family, plan = family_of(model), plan_of(model)
+    if inversion is not None:
+        source_conditioning(inversion.conditioning)
+        plan = plan.with_source(inversion)
+    for earlier in plan.controls:
+        _check_apart(earlier, control, family)
+    plan = replace(plan, controls=(*plan.controls, control), packed=plan.packed if packed is None else packed)
+    patched = with_plan(model, plan)
+    for layer in control.self_layers(family):
+        _hook(patched, "self", layer)
+    cross = control.cross_layers(family)
+    for layer in cross:
+        _hook(patched, "cross", layer)
+    patches = patched.model_options["transformer_options"].get("patches", {})
+    if control.residual_blocks(family) and PATCH not in patches.get("forward_timestep_embed_patch", []):
+        patched.set_model_forward_timestep_embed_patch(PATCH)
+    if cross and append_contexts not in patches.get("attn2_patch", []):
+        patched.set_model_attn2_patch(append_contexts)
+    return patched
+
+
+def _check_apart(first: Control, second: Control, family: Family) -> None:
+    """Raise ValueError if two controls compute the same attention anew: one of them would do nothing."""
+    for one in first.replaces(family):
+        for other in second.replaces(family):
+            shared = one.shared(other)
+            if shared:
+                start, end = max(one.start, other.start), min(one.end, other.end)
+                raise ValueError(
+                    f"{first.name} and {second.name} do not go together here: both replace the {one.kind}-attention "
+                    f"of {len(shared)} layers ({shared[0].index} to {shared[-1].index}) from {start:.0%} to {end:.0%} "
+                    "of the steps, so that one of them would do nothing. Remove one, or set their windows or layers "
+                    "apart."
+                )
+
+
+def with_plan(model: Any, plan: Plan) -> Any:
+    """A clone of a host MODEL that follows a plan, with the engine's wrappers on it."""
+    patched = model.clone()
+    options = patched.model_options
+    options["transformer_options"] = {**options.get("transformer_options", {}), KEY: plan}
+    for kind, wrapper in WRAPPERS:
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _own_hooks)
+    return patched
+
+
+def _own_hooks(_: Any, clone: Any) -> None:
+    """Give a clone hooks of its own: other packs add to them, and must not add to the model that was cloned."""
+    for patches in clone.model_options["transformer_options"].get("patches_replace", {}).values():
+        for key, patch in patches.items():
+            if isinstance(patch, SiteHook):
+                patches[key] = copy.deepcopy(patch)
+
+
+_NAMES = {"self": "attn1", "cross": "attn2"}
+
+
+def _hook(model: Any, kind: str, layer: Layer) -> None:
+    """Put a SiteHook on one attention, in front of the patch that is there."""
+    name = _NAMES[kind]
+    present = model.model_options["transformer_options"].get("patches_replace", {}).get(name, {})
+    previous = present.get(layer.key, present.get(layer.block))
+    if isinstance(previous, SiteHook):
+        return
+    setter = model.set_model_attn1_replace if kind == "self" else model.set_model_attn2_replace
+    setter(SiteHook(kind, layer, previous), *layer.block, layer.depth)
+
+
+def pin(model: Any, inversion: Inversion, schedule: tuple[float, ...]) -> Any:
+    """A clone of a MODEL that starts at the inverted noise and follows a schedule, whichever sampler runs it."""
+    plan = plan_of(model).with_source(inversion)
+    return with_plan(model, replace(plan, schedule=schedule))

@@ -1,0 +1,95 @@
+"""Where a sampler run is: what methods may know of it, and what they compute once per run or per noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...host.families import Family
+from ...host.marks import NULLED
+from ...inversion.record import Inversion
+
+
+@dataclass(eq=False)
+class Moment:
+    """A noise level of one sampler run. Nothing of it outlives the run.
+
+    Attributes:
+        family: the model's blocks. seed: the sampler node's.
+        sigmas: the sampler's schedule, noisy to clean.
+        size: (h, w) of the latent.
+        guider: the host's guider that runs it, for its processed conditionings.
+        inversion: the source image, if any control reads one.
+        sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
+        kept: what controls compute once per run, see `once`.
+    """
+
+    family: Family
+    seed: int
+    sigmas: list[float]
+    size: tuple[int, int]
+    guider: Any
+    inversion: Inversion | None = None
+    sigma: float = 0.0
+    step: int = 0
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+    _now: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps by which controls count their windows."""
+        return self.inversion.steps if self.inversion else max(1, len(self.sigmas) - 1)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, computed when first asked for in this run."""
+        if key not in self.kept:
+            self.kept[key] = savable(make)
+        return self.kept[key]
+
+    def now(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, computed when first asked for at this noise level."""
+        if key not in self._now:
+            self._now[key] = savable(make)
+        return self._now[key]
+
+    def move_to(self, sigma: float) -> None:
+        """Go to a noise level of the schedule or between two of them."""
+        self.sigma = sigma
+        self._now.clear()
+        if self.inversion:
+            self.step = self.inversion.step(sigma)
+        else:
+            # An inversion runs its schedule upwards; neither way is the network asked at the cleanest level.
+            self.step = max(0, sum(s >= sigma * (1 - 1e-4) for s in sorted(self.sigmas)[1:]) - 1)
+
+    def within(self, start: float, end: float) -> bool:
+        """Whether the present step is in a window given as shares of the steps, its end left out."""
+        return round(start * self.steps) <= self.step < round(end * self.steps)
+
+    def null_text(self, key: str) -> Tensor | None:
+        """The inversion's null text (1 or B, L, C) of this step, for a conditioning whose place it takes."""
+        return self.inversion.null_at(self.sigma) if self.inversion and key in NULLED else None
+
+    def context(self, key: str) -> Tensor | None:
+        """Text states (1 or B, L, C) of a conditioning of the guider, such as "negative"; None if it has none.
+
+        The inversion's null text, if it has one, is the negative prompt of the present step.
+        """
+        null = self.null_text(key)
+        if null is not None:
+            return null
+        for cond in self.guider.conds.get(key) or []:
+            states = cond.get("model_conds", {}).get("c_crossattn")
+            if states is not None:
+                return states.cond
+        return None
+
+
+def savable(make: Callable[[], Any]) -> Any:
+    """What `make` returns, computed such that a differentiated pass may save it: not in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make()

@@ -1,0 +1,50 @@
+"""The inversion's null text in a sampler run: in every step its states stand in the negative prompt's place."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.conds
+import comfy.sampler_helpers
+
+from ...host.conditioning import with_states
+from ...host.marks import NULL_KEY
+from ...inversion.record import Inversion
+from .plan import Plan
+from .run import Run
+
+log = logging.getLogger(__name__)
+
+
+def register(inversion: Inversion, guider: Any) -> None:
+    """Let the host process the null text as one more conditioning: it makes SDXL's vector from the options."""
+    if inversion.null_conditioning is not None:
+        guider.conds[NULL_KEY] = comfy.sampler_helpers.convert_cond(inversion.null_conditioning)
+
+
+def replaced(run: Run, index: int, conds: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Conditionings of a call with the present step's null text in the place of an unconditional prompt.
+
+    The host then builds their rows as ever: it repeats tokens to a common length, and ControlNets see it too.
+    """
+    states = run.null_text(run.role_of(conds[0].get("uuid"), index)[0]) if conds else None
+    if states is None or not conds:
+        return conds
+    null = run.guider.conds[NULL_KEY][0]["model_conds"]
+    taken = {name: null[name] for name in ("y",) if name in null}
+    conds = [{**cond, "model_conds": {**cond["model_conds"], **taken}} for cond in conds]
+    return with_states(conds, states.to(null["c_crossattn"].cond))
+
+
+def check_guidance(plan: Plan, guider: Any) -> None:
+    """Warn when a null text meets another guidance than the one that it was optimised for."""
+    wanted = plan.inversion.null_guidance if plan.inversion else None
+    given = getattr(guider, "cfg", wanted)
+    if wanted is not None and given not in (wanted, 1.0):
+        log.warning(
+            "Attention Edit: the null text was optimised for guidance %g, but the sampler runs at %g; the source is "
+            "kept best at the same guidance.",
+            wanted,
+            given,
+        )

@@ -1,0 +1,46 @@
+"""The features of a residual block, taken from the source.
+
+The host's `forward_timestep_embed_patch` hands every layer of a kind to a function in its place: the block itself
+still computes, with the user's weights, LoRAs and offloading, and only its output is changed. A patch of the block's
+inner module would have to survive all of those.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from torch import Tensor
+
+from ...host.marks import KEY
+from .call import Features, SourceRows
+from .roles import Call
+
+
+def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any], *_: Any) -> Tensor:
+    """The host's patch: a residual block's output (R, C, h, w), target rows with the source's hidden state.
+
+    A block is skip(x) + h(x). The target's becomes skip(x_t) + h(x_s), written as out_s + skip(x_t) - skip(x_s), so
+    that a target whose input is the source's gets the source's output bit for bit.
+    """
+    out = layer(x, emb)
+    call, block = options.get(KEY), options.get("block")
+    if not isinstance(call, Call) or not call.run.reads_block(block):
+        return out
+    skip = layer.skip_connection(x)
+    captured = call.run.captured.setdefault(("residual", block), {})
+    for role, _length, rows in call.sources:
+        captured[role] = Features(out[rows], skip[rows], skip[rows])
+    if len(call.target_rows):
+        source = SourceRows([captured[KEY]] * len(call.target_roles), call.batch)
+        result = torch.empty_like(out)
+        if len(call.source_rows):
+            result[call.source_rows] = out[call.source_rows]
+        result[call.target_rows] = source.q + (skip[call.target_rows] - source.k)
+        return result
+    return out
+
+
+PATCH: Any = (ResBlock, take_residual)
+"""What the host's list takes: the kind of layer and the function."""

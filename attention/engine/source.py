@@ -1,0 +1,122 @@
+"""The source branch: what its rows are conditioned on, and when they run.
+
+The source is one more conditioning of the run, or two where a control reads both halves of guidance, so the host
+itself builds its text, its SDXL vector and its batch rows. It runs in a call of its own ahead of the target's, or
+packed into it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+from torch import Tensor
+
+from ...host.conditioning import _EDITS_OWN, same_text, source_conditioning
+from ...host.guider import guided
+from ...host.marks import KEY, KEY_NEGATIVE, KEY_SECOND, SOURCES
+from . import null_text as null_context
+from .moment import savable
+from .roles import Call
+from .run import Phase, Run
+
+
+def add_conditionings(run: Run) -> None:
+    """Put the source's conditionings, and a second negative, among those of the run's guider.
+
+    The host processes them with the others, as soon as the run begins.
+
+    Raises:
+        ValueError: several controls with a second negative, or prompts of several parts.
+    """
+    conds = run.guider.conds
+    seconds = [(control.name, given) for control in run.controls if (given := control.second_negative()) is not None]
+    if len(seconds) > 1:
+        raise ValueError(f"{seconds[0][0]} and {seconds[1][0]} both bring a second negative prompt; disconnect one.")
+    for _, given in seconds:
+        conds[KEY_SECOND] = comfy.sampler_helpers.convert_cond(source_conditioning(given))
+    if run.inversion is None:
+        return
+    conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
+    conds.pop(KEY_NEGATIVE, None)
+    null_context.register(run.inversion, run.guider)
+    if any(control.both_halves for control in run.controls) and guided(run.guider):
+        null = run.inversion.null_conditioning
+        negative = _negative(conds.get("negative") or [] if null is None else comfy.sampler_helpers.convert_cond(null))
+        changing = run.inversion.null_states is not None and len(run.inversion.null_states) > 1
+        if negative is not None and (changing or not same_text(negative, conds[KEY][0])):
+            conds[KEY_NEGATIVE] = comfy.sampler_helpers.convert_cond([[negative.get("cross_attn"), negative]])
+            run.halved = True
+
+
+def _negative(conds: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The negative prompt as the source's unconditional half uses it: text only."""
+    if not conds:
+        return None
+    hindering = [key for cond in conds for key in ("area", "mask", "hooks") if cond.get(key) is not None]
+    if len(conds) != 1 or hindering:
+        raise ValueError(
+            f"This edit runs the source with the negative prompt too, which must then be one plain conditioning; it "
+            f"has {len(conds)} parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text "
+            "Encode directly, or invert the image with the negative prompt's text."
+        )
+    return {key: value for key, value in conds[0].items() if key not in _EDITS_OWN}
+
+
+def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[str, Any]) -> None:
+    """Run the source branch now, or make it ready to ride along in the target's call."""
+    assert run.inversion is not None
+    x = run.inversion.at(run.sigma).to(timestep.device)
+
+    def capture() -> None:
+        # From second place on: see `present_as`.
+        conds: list[Any] = [None, *source_conds(run)]
+        with run.during(Phase.CAPTURE):
+            comfy.samplers.calc_cond_batch(
+                guider.inner_model,
+                conds,
+                x,
+                timestep[:1].expand(len(x)),
+                model_options,
+            )
+
+    if run.packs():
+        run.packed_source, run.capture_now = x, capture
+    elif run.moves():
+        savable(capture)
+    else:
+        capture()
+
+
+def source_conds(run: Run) -> list[list[dict[str, Any]]]:
+    """The source's processed conditionings of this step, without what the host spread to them from the target's."""
+    return [
+        [{k: v for k, v in cond.items() if k != "control"} for cond in run.guider.conds[role] if "area" not in cond]
+        for role in run.sources()
+    ]
+
+
+def present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int]:
+    """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
+    packed = run.packed_source is not None and run.phase is Phase.EDIT
+    ahead = len(run.sources()) if packed else 0
+    ours = (*SOURCES, KEY_SECOND)
+    return [1 if role in ours else index - ahead for role, index in zip(roles, indices, strict=True)]
+
+
+def with_source(run: Run, call: Call, x: Tensor) -> Tensor:
+    """The rows of a call with the packed source's latent in its rows, and its features ready for the target's."""
+    assert run.packed_source is not None and run.capture_now is not None
+    missing = set(run.sources()) - set(call.roles) - run.roles_captured
+    if len(call.target_rows) and missing:
+        # The host split the batch (memory, ControlNet) and the target came first.
+        run.capture_now()
+        run.roles_captured |= set(run.sources())
+    run.roles_captured |= set(run.sources()) & set(call.roles)
+    if not call.sources:
+        return x
+    x = x.clone()
+    for _, _, rows in call.sources:
+        x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
+    return x

@@ -1,0 +1,284 @@
+"""The engine's wrappers: a whole sampler run, one prediction, a batch of conditionings, one UNet call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...host.families import family_of
+from ...host.guider import guided
+from ...host.marks import KEY, KEY_SECOND
+from ...host.models import prediction_of
+from . import null_text as null_context
+from .checks import check_acted, check_halves, check_whole, warn_of_noise
+from .moment import savable
+from .moves import checked, move
+from .plan import Plan
+from .reading import left_early
+from .roles import Call
+from .run import Phase, Run
+from .slopes import Network
+from .source import add_conditionings, prepare_source, present_as, source_conds, with_source
+
+log = logging.getLogger(__name__)
+
+
+def _run_of(options: dict[str, Any]) -> Run | None:
+    run = options.get(KEY)
+    return run if isinstance(run, Run) else None
+
+
+def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+    callback: Any = None,
+    disable_pbar: bool = False,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Wrap a whole sampler run: start and schedule, the run's state, and its final latent."""
+    guider = executor.class_obj
+    options = guider.model_options["transformer_options"]
+    plan = options.get(KEY)
+    if not isinstance(plan, Plan):
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+    latent_format = guider.model_patcher.get_model_object("latent_format")
+    if plan.schedule is not None:
+        noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
+    run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
+    warn_of_noise(plan, sampler)
+    options[KEY] = run
+    if any(control.moves for control in plan.controls):
+        callback = checked(run, callback)
+    try:
+        out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+        check_acted(run)
+        for control in plan.controls:
+            control.finish(run)
+    finally:
+        options[KEY] = plan
+        run.forget_source()
+    passes = f", and {run.guiding} passes for gradients" if run.guiding else ""
+    log.info("Attention Edit: %d UNet evaluations%s", run.evaluations, passes)
+    return _finish(run, latent_format, out)
+
+
+def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: int | None) -> Run:
+    """The run's state, after everything that can be checked before sampling has been."""
+    model = guider.model_patcher
+    family = family_of(model)
+    if plan.inversion is not None:
+        plan.inversion.check_model(family.name, prediction_of(model))
+        plan.inversion.check_schedule(sigmas)
+        size = tuple(plan.inversion.latents.shape[-2:])
+        if tuple(latent.shape[-2:]) != size:
+            raise ValueError(
+                f"The sampler's latent is {latent.shape[-1]}x{latent.shape[-2]}, but the inverted image's is "
+                f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
+            )
+    null_context.check_guidance(plan, guider)
+    check_halves(plan, guider)
+    size = (int(latent.shape[-2]), int(latent.shape[-1]))
+    run = Run(family, seed or 0, sigmas, size, guider, plan.inversion, plan=plan)
+    add_conditionings(run)
+    for control in plan.controls:
+        savable(lambda control=control: control.prepare(run))
+    _log_plan(run, latent.shape[0])
+    return run
+
+
+def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
+    """Rows that a single-evaluation sampler will send through the UNet: (source rows, target rows)."""
+    calls = [s for s in run.sigmas[:-1] if s > 0]
+    source = second = 0
+    for sigma in calls:
+        run.move_to(sigma)
+        second += batch if guided(run.guider) and run.mixer() is not None else 0
+        if run.inversion is not None:
+            source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
+    return source, second + len(calls) * batch * (2 if guided(run.guider) else 1)
+
+
+def _log_plan(run: Run, batch: int) -> None:
+    source, target = planned_evaluations(run, batch)
+    names = " + ".join(control.name for control in run.controls) or "no edits"
+    log.info(
+        "Attention Edit plans %d UNet evaluations (%d source, %d target): %s",
+        source + target,
+        source,
+        target,
+        names,
+    )
+
+
+def _pinned(
+    plan: Plan, latent_format: Any, latent: Tensor, sigmas: Tensor, denoise_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise (none), latent (the inverted one, as a LATENT carries it) and sigmas of a pinned run."""
+    inversion, schedule = plan.inversion, plan.schedule
+    assert inversion is not None and schedule is not None
+    if denoise_mask is not None:
+        raise ValueError(
+            "The latent has a noise mask, but Edit Setup's model starts from the inverted image itself. Remove Set "
+            "Latent Noise Mask, and use Exact Background to keep the image outside a mask."
+        )
+    start = latent_format.process_out(inversion.at(schedule[0]))
+    if start.shape[0] == 1:
+        start = start.expand(latent.shape[0], -1, -1, -1)
+    if start.shape != latent.shape:
+        raise ValueError(
+            f"The sampler's latent has shape {tuple(latent.shape)}, but the inverted image's has {tuple(start.shape)}. "
+            "Connect Edit Setup's latent to the sampler."
+        )
+    start = start.to(latent)
+    return torch.zeros_like(start), start, torch.tensor(schedule, dtype=sigmas.dtype, device=sigmas.device)
+
+
+def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
+    """The final latent: off the scale of the schedule's last level, and what controls make of it.
+
+    The inversion's schedule ends at sigma_0, where alpha is alpha_0 and not 1 ("set alpha to one" off); samplers
+    leave x there, the image latent is z = x / sqrt(1 + sigma_0^2).
+    """
+    last, inversion = run.sigmas[-1], run.inversion
+    if inversion is None:
+        return out
+    z = latent_format.process_in(out)
+    if last > 0:
+        z = z / (1 + last * last) ** 0.5
+    for control in run.controls:
+        if control in run.acted:
+            z = control.result(run, z)
+    return latent_format.process_out(z)
+
+
+def _predict_noise(
+    executor: Any,
+    x: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Wrap one prediction: the source first, then the target with the controls on."""
+    model_options = model_options or {}
+    run = _run_of(model_options.get("transformer_options", {}))
+    if run is None:
+        return executor(x, timestep, model_options, seed)
+    run.move_to(float(timestep.max()))
+    run.moved = None
+    if not run.acting():
+        return executor(x, timestep, model_options, seed)
+    run.forget_source()
+    run.acted.update(run.acting())
+    # Features of the source are read within one call, and so on one device.
+    model_options = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
+    guider = executor.class_obj
+    try:
+        if run.inversion is not None and run.reads_source():
+            prepare_source(run, guider, timestep, model_options)
+        if run.moves():
+            move(run, x, Network(run, guider, timestep, model_options))
+        given = x
+        for control in run.acting():
+            given = control.model_input(run, given, run.sigma)
+        with run.during(Phase.EDIT):
+            denoised = _apart_if_needed(run, guider, (given, timestep, model_options, seed), executor)
+    finally:
+        run.forget_source()
+    for control in run.acting():
+        denoised = control.denoised(run, denoised, x, run.sigma)
+    return denoised
+
+
+def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: Any) -> Tensor:
+    """The edit's prediction; where a packed source does not fit into memory, once more with the source apart."""
+    try:
+        return executor(*given)
+    except Exception as error:
+        if run.packed_source is None or any(control.keeps_sums for control in run.acting()):
+            raise  # what layers have added to sums before the failure would count twice
+        comfy.model_management.raise_non_oom(error)
+    # Outside of the handler, whose traceback would hold the call's tensors.
+    log.warning("Attention Edit: out of memory with one_call; the source runs in a call of its own from here on.")
+    run.apart = True
+    run.forget_source()
+    comfy.model_management.soft_empty_cache()
+    prepare_source(run, guider, *given[1:3])
+    return executor(*given)
+
+
+def _calc_cond_batch(
+    executor: Any, model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> list[Tensor]:
+    """Wrap the batch of conditionings: null text, and a packed source as one more, first, so that it is never late."""
+    run = _run_of(model_options.get("transformer_options", {}))
+    if run is None:
+        return executor(model, conds, x_in, timestep, model_options)
+    conds = [null_context.replaced(run, index, part) for index, part in enumerate(conds)]
+    if run.phase is not Phase.EDIT:
+        return executor(model, conds, x_in, timestep, model_options)
+    # A packed source comes first, so that it is never late; a second negative stands behind the guider's own.
+    sources = source_conds(run) if run.packed_source is not None else []
+    sources = [null_context.replaced(run, 1, part) for part in sources]
+    mixer = run.mixer() if len(conds) > 1 and conds[1] is not None else None
+    second = [[c for c in run.guider.conds[KEY_SECOND] if "area" not in c]] if mixer is not None else []
+    out = executor(model, [*sources, *conds, *second], x_in, timestep, model_options)[len(sources) :]
+    if mixer is not None:
+        # The prediction is linear in the noise, so to mix the one is to mix the other.
+        out[1] = torch.lerp(out[-1], out[1], mixer.negative_share(run))
+    if len(conds) > 1 and conds[0] is not None and conds[1] is not None:
+        for control in run.acting():
+            if control.shapes_guidance:
+                out[0] = out[1] + control.difference(run, out[0] - out[1])
+    return out[: len(conds)]
+
+
+def _apply_model(
+    executor: Any,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Tensor | None = None,
+    c_crossattn: Tensor | None = None,
+    control: Any = None,
+    transformer_options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Wrap one UNet call: tell the layers whose rows are whose, and give a packed source its latent."""
+    options = transformer_options or {}
+    run = _run_of(options)
+    if run is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    if run.reading:
+        run.guiding += len(x)
+    else:
+        run.evaluations += len(x)
+    if run.phase is Phase.IDLE:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    check_whole(run, x)
+    indices, uuids = options["cond_or_uncond"], options["uuids"]
+    found = [run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True)]
+    roles, lengths = tuple(role for role, _ in found), tuple(length for _, length in found)
+    call = Call(run, roles, len(x) // len(roles), x.device, lengths)
+    options = {**options, KEY: call, "cond_or_uncond": present_as(run, roles, indices)}
+    if run.packed_source is not None and run.phase is Phase.EDIT:
+        x = with_source(run, call, x)
+    return left_early(x, lambda: executor(x, t, c_concat, c_crossattn, control, options, **kwargs))
+
+
+WRAPPERS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    (WrappersMP.OUTER_SAMPLE, _outer_sample),
+    (WrappersMP.PREDICT_NOISE, _predict_noise),
+    (WrappersMP.CALC_COND_BATCH, _calc_cond_batch),
+    (WrappersMP.APPLY_MODEL, _apply_model),
+)
+"""What a patched MODEL carries, by the host's kind of wrapper."""

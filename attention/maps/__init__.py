@@ -1,0 +1,1 @@
+"""Attention maps: read, recorded, drawn as heat, taken apart into segments."""

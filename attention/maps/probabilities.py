@@ -1,0 +1,63 @@
+"""Attention maps as tensors: softmax probabilities, mean over heads, in float32 and in chunks of queries.
+
+Fused attention kernels do not give probabilities; these compute them for the layers and tokens that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+OBJECT_SCALE = 4
+"""Scale of the layers whose cross-attention shows objects: 16 x 16 tokens at 512 pixels."""
+LIMIT = 2**24
+"""Largest number of probabilities held at once (64 MB in float32)."""
+
+
+def cross_map(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None = None) -> Tensor:
+    """How much each image token attends to some text tokens.
+
+    Args:
+        q: (R, N, C) queries, heads side by side in C.
+        k: (R, L, C) keys.
+        columns: T positions on the text's token axis.
+        length: places of the text's own axis, when the host has repeated it to L = r * length to batch it with a
+            longer one; the copies' shares are added up.
+
+    Returns:
+        (R, N, T) float32, mean over heads; the shares of all L tokens add up to 1.
+
+    Raises:
+        ValueError: a column outside the text, or L is no multiple of the length.
+    """
+    own = length or k.shape[1]
+    if k.shape[1] % own:
+        raise ValueError(
+            f"The text that the model reads has {k.shape[1]} tokens, the prompt with words {own}. Connect the "
+            "conditioning of the same Prompt with Words to the sampler or inversion."
+        )
+    if any(not 0 <= column < own for column in columns):
+        raise ValueError(f"Token positions {list(columns)} are not all within the text's {own} tokens.")
+    wanted = torch.tensor(list(columns), dtype=torch.long, device=q.device)
+    parts = []
+    for probabilities in _chunks(q, k, heads):
+        folded = probabilities.unflatten(-1, (-1, own)).sum(-2)
+        parts.append(folded.index_select(-1, wanted).mean(1))
+    return torch.cat(parts, dim=1)
+
+
+def self_map(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """How much each image token attends to each other: (R, N, C) and (R, N, C) to (R, N, N) float32, mean of heads."""
+    return torch.cat([probabilities.mean(1) for probabilities in _chunks(q, k, heads)], dim=1)
+
+
+def _chunks(q: Tensor, k: Tensor, heads: int) -> Iterator[Tensor]:
+    """Probabilities (R, heads, n, L) float32 of n queries at a time."""
+    rows, _, width = q.shape
+    size = width // heads
+    keys = k.float().unflatten(-1, (heads, size)).permute(0, 2, 3, 1)
+    for part in q.split(max(1, LIMIT // (rows * heads * k.shape[1])), dim=1):
+        queries = part.float().unflatten(-1, (heads, size)).transpose(1, 2)
+        yield torch.softmax(queries @ keys * size**-0.5, dim=-1)

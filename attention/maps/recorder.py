@@ -1,0 +1,220 @@
+"""Recording of attention maps while a model samples or inverts, without changing anything.
+
+What is recorded are the target's own maps, softmax(q k): what the network would do by itself at that point, before
+other controls rewrite it. Sums are kept and not maps of single steps, so memory does not grow with the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...host.families import Family, Layer
+from ..engine.call import AttentionCall
+from ..engine.control import Control
+from ..engine.moment import Moment
+from ..words.prompt import Prompt
+from .probabilities import cross_map, self_map
+
+SIZES = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
+"""Layers by the side of their feature maps, as a share of the latent's: `Layer.scale` by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeanMap:
+    """The mean of a kind of map over layers of one size, steps and heads.
+
+    Attributes:
+        values: (B, N, T) for text tokens or (B, N, N) for image tokens, float32 on the CPU.
+        shape: (h, w) of the feature map, h * w = N.
+        layers: how many layers it is made of.
+    """
+
+    values: Tensor
+    shape: tuple[int, int]
+    layers: int
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """The maps of one complete run.
+
+    Attributes:
+        columns: text positions that the T columns of cross maps stand for.
+        cross: mean cross-attention map by scale.
+        own: mean self-attention map by scale.
+        size: (h, w) of the latent.
+    """
+
+    columns: tuple[int, ...]
+    cross: dict[int, MeanMap]
+    own: dict[int, MeanMap]
+    size: tuple[int, int]
+
+
+class AttentionMaps:
+    """Where a recorder leaves its maps: those of the last complete run, and none while another is under way."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self._recording: Recording | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionMaps:
+        return self
+
+    def keep(self, recording: Recording | None) -> None:
+        """Replace what is held."""
+        self._recording = recording
+
+    @property
+    def recording(self) -> Recording:
+        """The last run's maps.
+
+        Raises:
+            ValueError: nothing was recorded.
+        """
+        if self._recording is None:
+            raise ValueError(
+                "No attention maps have been recorded yet. Connect Record Attention Maps' model to the sampler or "
+                "DDIM Inversion, and that node's output to the input 'after', so that it runs first."
+            )
+        return self._recording
+
+
+class _Sum:
+    """A running sum of maps of one size."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+        self.layers: set[int] = set()
+        self.shape = (0, 0)
+
+    def add(self, call: AttentionCall, values: Tensor) -> None:
+        self.total = values if self.total is None else self.total.add_(values)
+        self.count += 1
+        self.layers.add(call.layer.index)
+        self.shape = call.shape
+
+    def mean(self) -> MeanMap:
+        assert self.total is not None
+        return MeanMap((self.total / self.count).cpu(), self.shape, len(self.layers))
+
+
+@dataclass(frozen=True, eq=False)
+class RecordMaps(Control):
+    """Records maps of the conditional rows.
+
+    Attributes:
+        maps: where they go.
+        cross_scales: `Layer.scale` of the layers whose cross-attention is recorded, for all words of the prompt.
+        self_scales: the same for self-attention.
+        start, end: share of the steps, counted from the noisy end, between which it records.
+    """
+
+    maps: AttentionMaps
+    cross_scales: tuple[int, ...] = (4,)
+    self_scales: tuple[int, ...] = ()
+    start: float = 0.0
+    end: float = 1.0
+    name = "Record Attention Maps"
+    passive = True
+    keeps_sums = True
+    columns: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", self.maps.prompt.content)
+
+    def self_layers(self, family: Family) -> tuple[Layer, ...]:
+        return _of_scales(family, self.self_scales)
+
+    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
+        return _of_scales(family, self.cross_scales) if self.columns else ()
+
+    def prepare(self, run: Moment) -> None:
+        """Forget the last run.
+
+        Raises:
+            ValueError: the window holds no step.
+        """
+        self.maps.keep(None)
+        if round(self.start * run.steps) >= round(self.end * run.steps):
+            raise ValueError(
+                f"Record Attention Maps is to record from {self.start:g} to {self.end:g} of {run.steps} steps, which "
+                "is no step at all. Lower its start or raise its end."
+            )
+
+    def acts(self, run: Moment) -> bool:
+        return run.within(self.start, self.end)
+
+    def look(self, kind: str, call: AttentionCall) -> None:
+        """Add this layer's maps of the conditional rows."""
+        chunks = [i for i, conditional in enumerate(call.conditional) if conditional]
+        if not chunks:
+            return
+        if len(chunks) > 1:
+            raise ValueError(
+                f"The sampler has {len(chunks)} positive conditionings; maps can be recorded of one prompt. Connect "
+                "the conditioning of Prompt with Words alone."
+            )
+        rows = call.rows(chunks[0])
+        q, k = call.q[rows], call.k[rows]
+        if kind == "self":
+            values = self_map(q, k, call.heads)
+        else:
+            length = call.lengths[chunks[0]]
+            if length != self.maps.prompt.length:
+                raise ValueError(
+                    f"The positive conditioning has {length} tokens, but the prompt whose words are recorded has "
+                    f"{self.maps.prompt.length}. Connect the conditioning and the prompt of the same Prompt with Words."
+                )
+            values = cross_map(q, k, call.heads, self.columns, length)
+        sums: dict[tuple[str, int], _Sum] = call.run.once(self, dict)
+        sums.setdefault((kind, call.layer.scale), _Sum()).add(call, values)
+
+    def finish(self, run: Moment) -> None:
+        """Leave the means."""
+        sums: dict[tuple[str, int], _Sum] = run.once(self, dict)
+        means = {
+            kind: {scale: total.mean() for (of, scale), total in sums.items() if of == kind}
+            for kind in ("cross", "self")
+        }
+        self.maps.keep(Recording(self.columns, means["cross"], means["self"], run.size))
+
+
+def _of_scales(family: Family, scales: tuple[int, ...]) -> tuple[Layer, ...]:
+    return tuple(layer for layer in family.layers if layer.scale in scales)
+
+
+def sizes_of(family: Family) -> str:
+    """The names of the sizes that a family has layers of, to be read."""
+    there = {layer.scale for layer in family.layers}
+    return ", ".join(name for name, scale in SIZES.items() if scale in there)
+
+
+def recorder(
+    prompt: Prompt, family: Family, cross: tuple[int, ...], own: tuple[int, ...], start: float, end: float
+) -> RecordMaps:
+    """A recorder with a place of its own for the maps.
+
+    Args:
+        cross, own: scales of the layers whose cross- and self-attention is recorded.
+
+    Raises:
+        ValueError: nothing to record, or the family has no layer of a size that was asked for.
+    """
+    there = {layer.scale for layer in family.layers}
+    missing = [name for name, scale in SIZES.items() if scale in (*cross, *own) and scale not in there]
+    if missing:
+        raise ValueError(
+            f"{family.name} has no attention layers of {' or '.join(missing)} size; it has {sizes_of(family)}. Choose "
+            "one of these in Record Attention Maps."
+        )
+    if not prompt.content and not own:
+        raise ValueError(
+            "The prompt is empty, so it has no words whose maps could be recorded. Write a caption into Prompt with "
+            "Words, or record self-attention."
+        )
+    return RecordMaps(AttentionMaps(prompt), cross, own, start, end)

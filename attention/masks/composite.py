@@ -1,0 +1,75 @@
+"""The photograph's very pixels outside a mask: the one thing that no latent can give back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cells import check_aspect, dilate, for_batch, resize
+
+CELL = 8
+"""Pixels per side of a latent cell; the autoencoder rounds an image's sides down to multiples of it."""
+
+
+def composite(original: Tensor, edited: Tensor, mask: Tensor, feather: int) -> Tensor:
+    """The edited image inside a mask, the original one elsewhere, faded into each other outside the mask.
+
+    Args:
+        original: (1 or B, H, W, C) in 0..1.
+        edited: (1 or B, H, W, C) in 0..1; also H and W rounded down to multiples of 8, as the autoencoder leaves
+            them: it lies where the host's encoder cropped it from.
+        mask: (1 or B, h, w) bool, what has changed; of any size, but of the original's shape.
+        feather: pixels around the mask over which the edited image fades out.
+
+    Returns:
+        (B, H, W, C), equal to the original bit for bit further than `feather` pixels from the mask, and to the
+        edited image inside the mask.
+
+    Raises:
+        ValueError: sizes or batches that do not fit.
+    """
+    top, left = _offset(original, edited)
+    batch = max(len(original), len(edited), len(mask))
+    original, edited = (_batched(x, batch, name) for x, name in ((original, "original"), (edited, "edited image")))
+    channels = min(original.shape[-1], edited.shape[-1])
+    result = original[..., :channels].clone()
+    area = (slice(None), slice(top, top + edited.shape[1]), slice(left, left + edited.shape[2]))
+    on_edited = mask.shape[1:] == edited.shape[1:3]
+    weight = _weight(mask, tuple((edited if on_edited else original).shape[1:3]), feather)
+    weight = for_batch(weight if on_edited else weight[area], batch, "mask")[..., None]
+    result[area] = torch.lerp(result[area], edited[..., :channels].to(result), weight.to(result))
+    return result
+
+
+def _offset(original: Tensor, edited: Tensor) -> tuple[int, int]:
+    """Where the edited image lies on the original: the host's encoder crops around the middle."""
+    sides = [(int(o), int(e)) for o, e in zip(original.shape[1:3], edited.shape[1:3], strict=True)]
+    if any(e not in (o, o // CELL * CELL) for o, e in sides):
+        (height, given_height), (width, given_width) = sides
+        raise ValueError(
+            f"The edited image is {given_width}x{given_height}, but the original is {width}x{height}; they may differ "
+            "by what VAE Encode cuts off to reach multiples of 8. Connect the very image that was encoded, or scale "
+            "one of them to the other's size."
+        )
+    top, left = ((o - e) // 2 for o, e in sides)
+    return top, left
+
+
+def _batched(images: Tensor, batch: int, name: str) -> Tensor:
+    if len(images) not in (1, batch):
+        raise ValueError(
+            f"The {name} is a batch of {len(images)} where {batch} are needed. Give one image, or as many as there are."
+        )
+    return images.expand(batch, -1, -1, -1)
+
+
+def _weight(mask: Tensor, size: tuple[int, ...], feather: int) -> Tensor:
+    """How much of the edited image each pixel shows, (M, H, W) in 0..1: falling by 1 / (feather + 1) per pixel."""
+    if tuple(mask.shape[1:]) != size:
+        check_aspect(mask, (size[0] // CELL, size[1] // CELL), "mask")
+        mask = resize(mask, (size[0], size[1]), "any")
+    weight, grown = mask.float(), mask
+    for _ in range(feather):
+        grown = dilate(grown, 1)
+        weight += grown.float()
+    return weight / (feather + 1)

@@ -1,0 +1,122 @@
+"""How a target mask is refined during a run, and what a run makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..engine.moment import Moment
+from ..maps.recorder import sizes_of
+from ..words.alignment import find_words
+from ..words.prompt import Prompt
+
+
+class RefinedMasks:
+    """Where a run leaves its refined masks: those of the last one, and none while another begins."""
+
+    def __init__(self) -> None:
+        self._by_step: dict[int, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RefinedMasks:
+        return self
+
+    def clear(self) -> None:
+        """Forget the last run."""
+        self._by_step.clear()
+
+    def keep(self, step: int, mask: Tensor) -> None:
+        """Hold the mask (B, h, w) that a step ended on."""
+        self._by_step[step] = mask
+
+    @property
+    def by_step(self) -> dict[int, Tensor]:
+        """Masks (B, h, w) bool of the latent's size by the step, from 0, after which they hold.
+
+        Raises:
+            ValueError: nothing was refined.
+        """
+        if not self._by_step:
+            raise ValueError(
+                "No masks have been refined yet. Connect Refine Mask's masks to CPAM, and the sampler's latent to "
+                "the input 'after', so that it runs first."
+            )
+        return dict(self._by_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """How a target mask is refined.
+
+    Attributes:
+        columns: positions of the words on the prompt's token axis.
+        length: places of that axis.
+        start: share of the steps after which refined masks hold (T_m = 5 of 50).
+        threshold: of the normalized maps, 0..1 (0.45 in the official runner).
+        scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the official code.
+        own_scale: `Layer.scale` of the layers whose self-attention sharpens the words' maps; None for none, as in
+            the official code.
+        reach: how far a refined mask may go beyond the given one, as `masks.grow` measures it; from 1 on it may be
+            anywhere, as in the official code.
+        masks: where the refined masks are left.
+    """
+
+    columns: tuple[int, ...]
+    length: int
+    start: float = 0.1
+    threshold: float = 0.45
+    scales: tuple[int, ...] = ()
+    own_scale: int | None = None
+    reach: float = 1.0
+    masks: RefinedMasks = field(default_factory=RefinedMasks)
+
+    def first(self, run: Moment) -> int:
+        """The first step, from 0, in which a refined mask holds; at least one step is needed to make it."""
+        return max(1, round(self.start * run.steps))
+
+    def prepare(self, run: Moment) -> None:
+        """Forget the masks of the last run.
+
+        Raises:
+            ValueError: no step is left to refine in, or the model has no layers of the sizes that are read.
+        """
+        self.masks.clear()
+        there = {layer.scale for layer in run.family.layers}
+        for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
+            if any(scale and scale not in there for scale in scales):
+                raise ValueError(
+                    f"{run.family.name} has no attention layers of the size that {of} of Refine Mask asks for; it "
+                    f"has {sizes_of(run.family)}."
+                )
+        if self.first(run) >= run.steps:
+            raise ValueError(
+                f"Refine Mask is to begin after {self.start:g} of {run.steps} steps; none is left. Lower its start."
+            )
+
+
+def make_refinement(
+    prompt: Prompt,
+    words: str,
+    start: float = Refinement.start,
+    threshold: float = Refinement.threshold,
+    scales: tuple[int, ...] = Refinement.scales,
+    own_scale: int | None = Refinement.own_scale,
+    reach: float = Refinement.reach,
+) -> Refinement:
+    """A refinement that follows words of a prompt.
+
+    Args:
+        words: words or phrases, separated by commas; empty takes the whole prompt, as the official runner does.
+        start, threshold, scales, own_scale, reach: see `Refinement`.
+
+    Raises:
+        ValueError: a phrase is not in the prompt, or the prompt is empty.
+    """
+    columns = find_words(prompt, words) or prompt.content
+    if not columns:
+        raise ValueError(
+            "Refine Mask follows the words of the edit's prompt, and the prompt is empty. Connect the Prompt with "
+            "Words whose conditioning is the sampler's positive one."
+        )
+    return Refinement(columns, prompt.length, start, threshold, scales, own_scale, reach)

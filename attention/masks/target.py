@@ -1,0 +1,119 @@
+"""Mask refinement (CPAM section 3.5): the target mask follows the shape that the prompt takes while it is drawn.
+
+In the first steps the given target mask holds. Then the cross-attention maps of the prompt's words, summed over
+layers and steps, are cut at a threshold after every step, and what they select is the target mask of the next one.
+The drawing's own self-attention may sharpen them first; that is not the paper's, whose maps come from wider layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.call import AttentionCall
+from ..engine.moment import Moment, savable
+from ..maps.heat import min_max, sharpen
+from ..maps.probabilities import cross_map, self_map
+from ..maps.recorder import MeanMap
+from .cells import for_batch, grow, resize
+from .refinement import Refinement
+
+
+class Target:
+    """The target mask of the moment in one run, and what is derived from it.
+
+    Attributes:
+        mask: (M, H, W) bool on the CPU; the given one until the first refined mask replaces it.
+    """
+
+    def __init__(self, given: Tensor, refinement: Refinement | None) -> None:
+        self.mask = given
+        self._given, self._refinement = given, refinement
+        self._derived: dict[Hashable, Any] = {}
+        self._words: Tensor | None = None
+        self._own: MeanMap | None = None
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, computed when first asked for since the mask was last replaced."""
+        if key not in self._derived:
+            self._derived[key] = savable(make)
+        return self._derived[key]
+
+    def look(self, kind: str, call: AttentionCall) -> None:
+        """Add one layer's maps of the conditional rows, as if no pixel were kept from the prompt.
+
+        Args:
+            kind: "cross" for the words' maps, "self" for those that sharpen them.
+        """
+        refinement = self._refinement
+        if refinement is None or call.run.step < refinement.first(call.run) - 1:
+            return
+        if call.guiding:
+            return
+        add = {"cross": self._add_words, "self": self._add_own}[kind]
+        for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
+            add(refinement, call, call.rows(chunk))
+
+    def _add_words(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
+        """The words' maps over their maximum, nearest at the latent's size (the official code's way)."""
+        if refinement.scales and call.layer.scale not in refinement.scales:
+            return
+        heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
+        heat = heat.mean(-1).unflatten(1, call.shape)
+        heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
+        heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+        self._words = heat if self._words is None else self._words + heat
+
+    def _add_own(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
+        """Which pixels of the drawing look at which; only their proportions matter."""
+        if call.layer.scale != refinement.own_scale:
+            return
+        values = self_map(call.q[rows], call.k[rows], call.heads)
+        if self._own is None:
+            self._own = MeanMap(values, call.shape, 1)
+        else:
+            self._own.values.add_(values)
+
+    def step_done(self, run: Moment) -> None:
+        """Replace the mask by the refined one, if this step's maps make one."""
+        refinement, heat = self._refinement, self._words
+        if refinement is None or heat is None:
+            return
+        if self._own is not None:
+            sharp = sharpen(heat, self._own, 1)
+            heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]
+        self.mask = select(heat, refinement.threshold, self._given, self._reachable(run, refinement.reach))
+        self._derived.clear()
+        refinement.masks.keep(run.step, self.mask)
+
+    def _reachable(self, run: Moment, reach: float) -> Tensor | None:
+        """Where the refined mask may be, at the latent's size; None for everywhere."""
+        if reach >= 1:
+            return None
+        return run.once((self, "reachable"), lambda: resize(grow(self._given, reach), run.size, "any"))
+
+
+def select(heat: Tensor, threshold: float, given: Tensor, reachable: Tensor | None = None) -> Tensor:
+    """Cut maps at a threshold after they are stretched to 0..1.
+
+    Args:
+        heat: (B, h, w), a mean or a sum of maps.
+        given: (1 or B, H, W) bool, what an image has whose map selects nothing or everything.
+        reachable: (1 or B, h, w) bool, outside of which nothing is selected; None for everywhere.
+
+    Returns:
+        (B, h, w) bool on the CPU.
+    """
+    chosen = (min_max(heat) > threshold).cpu()
+    if reachable is not None:
+        chosen = chosen & reachable
+    share = chosen.float().mean((1, 2))
+    useless = ((share == 0) | (share == 1))[:, None, None]
+    if not useless.any():
+        return chosen
+    fallback = resize(given, (chosen.shape[1], chosen.shape[2]))
+    return torch.where(useless, for_batch(fallback, len(chosen), "edit mask"), chosen)

@@ -1,0 +1,62 @@
+"""Exact background: the source's own trajectory outside a mask, at every step.
+
+The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any sampler: z = M z + (1 - M) z*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...inversion.record import Inversion
+from ..engine.after_step import keep_source
+from ..engine.control import Control
+from ..engine.moment import Moment
+from ..masks.cells import check_aspect, for_batch, resize
+
+
+@dataclass(frozen=True, eq=False)
+class ExactBackground(Control):
+    """Keep the image outside a mask exactly, up to the autoencoder.
+
+    Attributes:
+        changed: (M, H, W) bool, where the image may change.
+        start: share of the steps after which blending begins (MAG-Edit 0.7, Prompt-to-Prompt 0.2).
+        name: the node's that put it there.
+    """
+
+    changed: Tensor
+    start: float = 0.0
+    name: str = "Exact Background"
+    guidable = True
+
+    def model_input(self, run: Moment, x: Tensor, sigma: float) -> Tensor:
+        """The network sees the source's latent outside the mask."""
+        return self._blend(run, x, lambda inversion: inversion.at(sigma))
+
+    def denoised(self, run: Moment, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
+        """Outside the mask the sampler is steered along the source's own step."""
+        return self._blend(run, denoised, lambda inversion: inversion.clean_at(sigma))
+
+    def result(self, run: Moment, latent: Tensor) -> Tensor:
+        """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
+        return self._blend(run, latent, lambda inversion: inversion.latents[0])
+
+    def _blend(self, run: Moment, x: Tensor, source: Callable[[Inversion], Tensor]) -> Tensor:
+        assert run.inversion is not None
+        mask = run.once((self, x.shape, x.device, x.dtype), lambda: self._cells(x))
+        return keep_source(x, source(run.inversion), mask)
+
+    def _cells(self, like: Tensor) -> Tensor:
+        """(B, 1, h, w) as `like`: 1 where any pixel of a latent cell changes."""
+        cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
+        return for_batch(cells, like.shape[0], f"mask of {self.name}")[:, None].to(like)
+
+    def prepare(self, run: Moment) -> None:
+        """Refuse a mask of another picture before anything is computed."""
+        check_aspect(self.changed, run.size, f"mask of {self.name}")
+
+    def acts(self, run: Moment) -> bool:
+        return run.inversion is not None and run.step >= round(self.start * run.steps)

@@ -1,0 +1,139 @@
+"""Prompt-to-Prompt's local blend: where the named words attend, the edit; elsewhere the source's own trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...host.families import Family, Layer
+from ..engine.after_step import SourceAfterStep
+from ..engine.call import AttentionCall
+from ..engine.checks import check_source_prompt
+from ..engine.moment import Moment
+from ..maps.probabilities import OBJECT_SCALE, cross_map
+from ..words.alignment import find_word, find_words
+from ..words.prompt import Prompt
+
+
+@dataclass
+class _Sums:
+    """Maps added up over layers and steps by name, (B, h, w) float32."""
+
+    maps: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, values: Tensor) -> None:
+        self.maps[name] = self.maps[name] + values if name in self.maps else values
+
+
+@dataclass(frozen=True, eq=False)
+class LocalBlend(SourceAfterStep):
+    """Local blend.
+
+    Attributes:
+        source, target: the prompts, as for Prompt-to-Prompt.
+        source_words, target_words: what is edited, in each prompt.
+        subtract: words of either prompt whose places are kept.
+        start: share of the steps after which blending begins (0.2: from the 11th of 50).
+        threshold: of the words' map divided by its largest value; subtract_threshold: the same for `subtract`.
+    """
+
+    source: Prompt
+    target: Prompt
+    source_words: Sequence[str]
+    target_words: Sequence[str]
+    subtract: Sequence[str] = ()
+    start: float = 0.2
+    threshold: float = 0.3
+    subtract_threshold: float = 0.3
+    name = "Local Blend"
+    keeps_sums = True
+
+    def columns(self) -> dict[str, tuple[int, ...]]:
+        """Token positions by side and purpose.
+
+        Raises:
+            ValueError: no words to blend, or one that is not in its prompt.
+        """
+        if not self.source_words or not self.target_words:
+            raise ValueError("Local Blend needs a word of the source prompt and a word of the target prompt.")
+        found = {
+            "source": find_words(self.source, self.source_words),
+            "target": find_words(self.target, self.target_words),
+        }
+        if self.subtract:
+            kept = [_either(self.source, self.target, word) for word in self.subtract]
+            found["source kept"] = tuple(p for places, _ in kept for p in places)
+            found["target kept"] = tuple(p for _, places in kept for p in places)
+        return found
+
+    def prepare(self, run: Moment) -> None:
+        """Refuse a source prompt that the image was not inverted with."""
+        check_source_prompt(run, self.source, self.name)
+
+    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
+        return tuple(layer for layer in family.layers if layer.scale == OBJECT_SCALE)
+
+    def acts(self, run: Moment) -> bool:
+        return run.inversion is not None and self.start < 1
+
+    def reads_source(self, run: Moment) -> bool:
+        return True
+
+    def reads_cross(self, run: Moment) -> tuple[Layer, ...]:
+        return self.cross_layers(run.family)
+
+    def cross_attention(self, call: AttentionCall) -> Tensor:
+        """Look at the maps as the other controls rewrite them, and add them up; attention stays as it is."""
+        if any(call.conditional):
+            assert call.source is not None
+            chunk = call.conditional.index(True)
+            rows, length = call.rows(chunk), call.lengths[chunk]
+            length_source = call.source.k.shape[1]
+            source = cross_map(call.source.q[rows], call.source.k[rows], call.heads, range(length_source))
+            target = cross_map(call.q[rows], call.k[rows, :length], call.heads, range(length))
+            target = call.rewrite(call, source, target)
+            sums = call.run.once((self, "sums"), _Sums)
+            for name, positions in self.columns().items():
+                side = source if name.startswith("source") else target
+                sums.add(name, side[..., list(positions)].sum(-1).unflatten(1, call.shape))
+        return call.own()
+
+    def first(self, run: Moment) -> int:
+        """Of 50 steps the 11th."""
+        return round(self.start * run.steps)
+
+    def mask(self, run: Moment, latent: Tensor) -> Tensor | None:
+        """(B, 1, h, w), 1 where either prompt's words attend and no subtracted word does; None before any step."""
+        sums = run.once((self, "sums"), _Sums).maps
+        if not sums:
+            return None
+        size = (latent.shape[-2], latent.shape[-1])
+        chosen = _above(sums["source"], size, self.threshold, 3) | _above(sums["target"], size, self.threshold, 3)
+        if self.subtract:
+            for name in ("source kept", "target kept"):
+                chosen = chosen & ~_above(sums[name], size, self.subtract_threshold, 1)
+        return chosen[:, None].to(latent)
+
+
+def _either(source: Prompt, target: Prompt, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A word's positions in each prompt; it has to be in one of them."""
+    found, errors = [], []
+    for prompt in (source, target):
+        try:
+            found.append(find_word(prompt, word))
+        except ValueError as error:
+            found.append(())
+            errors.append(error)
+    if len(errors) == len(found):
+        raise errors[0]
+    return found[0], found[1]
+
+
+def _above(total: Tensor, size: tuple[int, int], threshold: float, pool: int) -> Tensor:
+    """Where a sum of maps (B, h, w), spread by a pool x pool maximum, is above a share of its largest value."""
+    spread = F.max_pool2d(total[:, None], pool, stride=1, padding=pool // 2)
+    fine = F.interpolate(spread, size, mode="nearest")[:, 0]
+    return fine > threshold * fine.amax((1, 2), keepdim=True)

@@ -1,0 +1,86 @@
+"""Proximal guidance (Han et al. 2024, ProxEdit): guidance only where the prompts disagree most.
+
+Of eps_c - eps_u, which guidance multiplies, everything below a quantile is set to zero; in the last steps the latent
+is brought back to the source wherever nothing is left of it. Made for negative-prompt inversion, whose source
+prompt stands in the negative prompt's place, so that what remains is where the edit differs from the source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...host.guider import guided
+from ..engine.after_step import SourceAfterStep
+from ..engine.control import Control
+from ..engine.moment import Moment
+
+HARD, SOFT = "hard (l0)", "soft (l1)"
+RULES = (HARD, SOFT)
+
+
+def threshold_of(difference: Tensor, quantile: float) -> Tensor:
+    """Quantile 0..1 of the absolute values of each image (B, C, h, w), as (B, 1, 1, 1)."""
+    return difference.abs().flatten(1).float().quantile(quantile, dim=1).to(difference)[:, None, None, None]
+
+
+def proximal(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
+    """The differences (B, C, h, w) above an image's quantile; below it zero. "soft" also takes the threshold off."""
+    threshold = threshold_of(difference, quantile)
+    if rule == SOFT:
+        return difference - difference.clamp(-threshold, threshold)
+    return torch.where(difference.abs() > threshold, difference, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class ProximalGuidance(Control):
+    """Limits guidance to the largest differences.
+
+    Attributes:
+        quantile: share of the values, 0..1, that guidance leaves alone (0.75 in the PnP Inversion runner).
+        rule: of RULES.
+    """
+
+    quantile: float = 0.75
+    rule: str = HARD
+    name = "Proximal Guidance"
+    shapes_guidance = True
+
+    def prepare(self, run: Moment) -> None:
+        """Refuse a run without guidance, in which there is nothing to limit."""
+        if not guided(run.guider):
+            raise ValueError(
+                "Proximal Guidance limits what guidance does, and the sampler runs without it (cfg 1). Raise cfg, or "
+                "remove the node."
+            )
+
+    def difference(self, run: Moment, difference: Tensor) -> Tensor:
+        """The proximal step; leaves for ProximalHold where it left anything, each way one cell further."""
+        found = proximal(difference, self.quantile, self.rule)
+        run.kept[ProximalHold, "edited"] = F.max_pool2d((found != 0).float(), 3, stride=1, padding=1)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ProximalHold(SourceAfterStep):
+    """Brings the latent back to the source where proximal guidance left nothing, in the last steps.
+
+    Attributes:
+        start: share of the steps after which it begins; 0.6 is the runner's t < 400.
+    """
+
+    start: float = 0.6
+    name = "Proximal Guidance's hold"
+
+    def acts(self, run: Moment) -> bool:
+        return run.inversion is not None and run.within(self.start, 1.0)
+
+    def first(self, run: Moment) -> int:
+        return round(self.start * run.steps)
+
+    def mask(self, run: Moment, latent: Tensor) -> Tensor | None:
+        """A run that begins late has no step behind it, and nothing to hold yet."""
+        return run.kept.get((ProximalHold, "edited"))

@@ -1,0 +1,158 @@
+"""Region prompts: each region of the image reads a prompt of its own (CPAM section 3.1, Figure 2; Eq 4 for many).
+
+Cross-attention of the conditional rows is computed region by region; self-attention stays normal, and joins the
+regions into one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...host.conditioning import Conditioning
+from ...host.families import Family, Layer
+from ..engine.call import AttentionCall
+from ..engine.control import Claim, Control
+from ..engine.run import Run
+from ..masks.cells import as_mask, check_aspect, for_batch, resize
+from .cpam import CPAM, NULL
+
+ELSEWHERE = ("null text", "main prompt")
+"""What pixels in no region read: the sampler's negative prompt, as in the paper, or its positive prompt."""
+_FOREIGN = ("area", "mask", "hooks", "control", "gligen", "start_percent", "end_percent")
+"""Options of a conditioning that a region cannot honour: they act on a whole prompt's rows, of which it has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A place and what it shall show.
+
+    Attributes:
+        mask: (M, H, W) bool on the CPU, M = 1 or one per image.
+        states: text states (1 or B, L, C).
+    """
+
+    mask: Tensor
+    states: Tensor
+
+
+def make_region(mask: Tensor, conditioning: Conditioning) -> Region:
+    """A region from a MASK (M, H, W) and a CONDITIONING.
+
+    Raises:
+        ValueError: the mask selects nothing, or the conditioning is more than one plain prompt.
+    """
+    chosen = as_mask(mask, "mask of the region")
+    if not chosen.flatten(1).any(1).all():
+        raise ValueError("The mask of a region selects nothing. Draw it, or leave the region out.")
+    hindering = [key for _, options in conditioning for key in _FOREIGN if options.get(key) is not None]
+    if len(conditioning) != 1 or hindering:
+        raise ValueError(
+            f"A region takes one plain prompt; this conditioning has {len(conditioning)} part(s)"
+            f"{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text Encode directly; ControlNets "
+            "and areas go on the main prompt."
+        )
+    return Region(chosen, conditioning[0][0])
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPrompts(Control):
+    """Prompts by region.
+
+    Attributes:
+        regions: where they overlap, the later one counts.
+        elsewhere: one of ELSEWHERE.
+    """
+
+    regions: tuple[Region, ...]
+    elsewhere: str = ELSEWHERE[0]
+    name = "Region Prompts"
+
+    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
+        return family.layers
+
+    def replaces(self, family: Family) -> tuple[Claim, ...]:
+        """Hence CPAM's Eq 4 always acts on top of this, whichever node comes first."""
+        return (Claim("cross", family.layers),)
+
+    def prepare(self, run: Run) -> None:
+        """Refuse masks of another picture, and what does not go together with this control."""
+        for number, region in enumerate(self.regions, 1):
+            check_aspect(region.mask, run.size, f"mask of region {number}")
+        for control in run.controls:
+            if isinstance(control, CPAM):
+                self._check_beside(control, run)
+
+    def _check_beside(self, cpam: CPAM, run: Run) -> None:
+        """CPAM's Eq 4 on top of this shows each region's prompt inside its target mask, and nothing outside."""
+        if cpam.masks.refinement is not None:
+            raise ValueError(
+                "Refine Mask follows the words of the sampler's prompt, but with Region Prompts other prompts draw the "
+                "picture. Leave Refine Mask out: the regions say where things are."
+            )
+        if not cpam.localized:
+            return
+        target = resize(cpam.masks.target, run.size, "any")
+        for number, region in enumerate(self.regions, 1):
+            if not (resize(region.mask, run.size, "any") & target).any():
+                raise ValueError(
+                    f"Region {number} lies outside CPAM's target mask, where CPAM shows no prompt to any pixel"
+                    f"{'' if target.any() else ' (a removal has no target at all)'}. Choose another task in Edit "
+                    "Masks, mask the region too, or switch CPAM's localized off."
+                )
+
+    def contexts(self, run: Run) -> Mapping[str, Tensor]:
+        """The regions' prompts, and the null text where it is read."""
+        found = {_key(i): region.states for i, region in enumerate(self.regions)}
+        if self.elsewhere == ELSEWHERE[0]:
+            states = run.context("negative")
+            if states is None:
+                raise ValueError(
+                    "Region Prompts shows the null text to pixels in no region, but the sampler has no negative "
+                    "conditioning. Use a CFG guider (or KSampler), or set elsewhere to the main prompt."
+                )
+            found[NULL] = states
+        return found
+
+    def cross_attention(self, call: AttentionCall) -> Tensor:
+        """Conditional rows: Att(Q_k, K_k, V_k) for the queries of each region k. Unconditional rows stay."""
+        if not any(call.conditional):
+            return call.own()
+        assert call.extra is not None
+        key = (self, call.shape, call.batch, call.conditional, call.q.device)
+        out = call.own().clone()
+        for name, rows, queries in call.run.once(key, lambda: self._places(call)):
+            k, v = (x[rows] for x in call.extra[name])
+            out[rows[:, None], queries] = call.attend(call.q[rows][:, queries], k, v)
+        return out
+
+    def _places(self, call: AttentionCall) -> list[tuple[str, Tensor, Tensor]]:
+        """Which queries of which rows read which context; rows whose images share masks are taken together."""
+        owners = self._owners(call.shape, call.batch)
+        conditional = [i for i, yes in enumerate(call.conditional) if yes]
+        shared = bool((owners == owners[:1]).all())
+        places = []
+        for item in range(1 if shared else call.batch):
+            images = range(call.batch) if shared else (item,)
+            rows = torch.tensor([chunk * call.batch + image for chunk in conditional for image in images])
+            for owner in owners[item].unique().tolist():
+                name = NULL if owner < 0 else _key(owner)
+                if owner >= 0 or self.elsewhere == ELSEWHERE[0]:
+                    queries = (owners[item] == owner).nonzero()[:, 0]
+                    places.append((name, rows.to(call.q.device), queries.to(call.q.device)))
+        return places
+
+    def _owners(self, shape: tuple[int, int], batch: int) -> Tensor:
+        """The region of each query (batch, N), -1 for none; the last one that covers it."""
+        owners = torch.full((batch, shape[0] * shape[1]), -1)
+        for number, region in enumerate(self.regions):
+            cells = resize(region.mask, shape).flatten(1)
+            owners[for_batch(cells, batch, f"mask of region {number + 1}")] = number
+        return owners
+
+
+def _key(number: int) -> str:
+    return f"prompt of region {number + 1}"

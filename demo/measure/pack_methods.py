@@ -1,0 +1,147 @@
+"""The pack's own methods, as `demo/evaluate.py` measures them beside the host's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.sample
+import torch
+from machine.pack import pack_module
+from measure.methods import METHODS, Method, Setup
+from scenes.tasks import Task
+from torch import Tensor
+
+engine = pack_module("attention.engine.install")
+cpam_control = pack_module("attention.methods.cpam").CPAM
+exact_background = pack_module("attention.methods.background").ExactBackground
+edit_masks = pack_module("attention.masks.edit_masks")
+make_refinement = pack_module("attention.masks.refinement").make_refinement
+read_prompt = pack_module("attention.words.prompt").read_prompt
+ddim_inversion = pack_module("inversion.ddim_inversion").ddim_inversion
+TASKS = edit_masks.TASKS
+
+_TASK = {
+    "recolour": TASKS[0],
+    "replace": TASKS[0],
+    "retain": TASKS[1],
+    "background": TASKS[2],
+    "remove": TASKS[3],
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a CPAM edit; the defaults are the nodes'.
+
+    Attributes:
+        refinement: settings of Refine Mask that are not the paper's; None for no refinement.
+    """
+
+    dilation: float = 0.1
+    localized: bool = True
+    normal_share: float = 0.1
+    resize_rule: str = "nearest"
+    end: float = 1.0
+    retain_start: float = 0.06
+    retain_layer: int | None = None
+    key_mask: str = "target"
+    exact: bool = False
+    exact_start: float = 0.0
+    full_prompt: bool = False
+    guidance: float | None = None
+    refinement: dict[str, Any] | None = None
+
+
+def masks_of(task: Task, recipe: Recipe) -> Any:
+    """The task's masks as the Edit Masks node makes them."""
+    mask = 1 - task.mask if task.name == "background" else task.mask
+    return edit_masks.edit_masks(mask[:, 0], _TASK[task.name], recipe.dilation)
+
+
+def _refinement(setup: Setup, prompts: list[str], how: dict[str, Any]) -> Any:
+    """Mask refinement by all words of the prompts, which must stand at the same tokens."""
+    found = [make_refinement(read_prompt(setup.clip, prompt), "", **how) for prompt in dict.fromkeys(prompts)]
+    if any(other.columns != found[0].columns for other in found):
+        raise ValueError("The prompts of a batch have their words at different tokens; refine them one by one.")
+    return found[0]
+
+
+def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
+    """Invert the sources with the empty prompt and edit them, as the shipped workflows do."""
+    latents = setup.encode(task.source)
+    inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([""]), setup.steps, 0)
+    prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
+    masks = masks_of(task, recipe)
+    if recipe.refinement is not None:
+        masks = masks.refined(_refinement(setup, prompts, recipe.refinement))
+    control = cpam_control(
+        masks,
+        retain_start=recipe.retain_start,
+        retain_layer=recipe.retain_layer,
+        key_mask=recipe.key_mask,
+        normal_share=recipe.normal_share,
+        localized=recipe.localized,
+        resize_rule=recipe.resize_rule,
+        end=recipe.end,
+    )
+    model = engine.install(setup.model, control, inversion)
+    if recipe.exact:
+        model = engine.install(model, exact_background(masks.changed, recipe.exact_start), inversion)
+    model = engine.pin(model, inversion, tuple(inversion.schedule))
+    edited = comfy.sample.sample(
+        model,
+        torch.zeros_like(latents),
+        setup.steps,
+        setup.guidance if recipe.guidance is None else recipe.guidance,
+        setup.sampler,
+        setup.scheduler,
+        setup.text(prompts),
+        setup.text([""]),
+        torch.zeros_like(latents),
+        disable_pbar=True,
+        seed=setup.seed,
+    )
+    return setup.decode(edited)
+
+
+def planned_rows(recipe: Recipe, steps: int) -> float:
+    """UNet rows per image: inversion, both halves of guidance, and the source while CPAM acts.
+
+    The step from timestep 0 to 0 is left out, so 50 steps are 49 calls.
+    """
+    calls = steps - 1
+    return 3 * calls + min(calls, round(recipe.end * steps))
+
+
+def method(name: str, recipe: Recipe) -> Method:
+    """A recipe as a method of the tables."""
+    return Method(name, lambda setup, task: cpam(setup, task, recipe), lambda steps: planned_rows(recipe, steps))
+
+
+PAPER = Recipe()
+SHIPPED = {
+    "CPAM": PAPER,
+    "CPAM, exact background": replace(PAPER, exact=True),
+}
+"""What users get: the paper's settings, bare and behind Exact Background."""
+ABLATIONS = {
+    "CPAM, no normal layers": replace(PAPER, normal_share=0.0),
+    "CPAM, masks by majority": replace(PAPER, resize_rule="majority"),
+    "CPAM, masks by any part": replace(PAPER, resize_rule="any"),
+    "CPAM, not localized": replace(PAPER, localized=False),
+    "CPAM, full caption": replace(PAPER, full_prompt=True),
+    "CPAM, dilation 0.3": replace(PAPER, dilation=0.3),
+    "CPAM, first half only": replace(PAPER, end=0.5),
+    "CPAM, guidance 1.5": replace(PAPER, guidance=1.5),
+    "CPAM, guidance 7.5": replace(PAPER, guidance=7.5),
+    "exact background from 0.5": replace(PAPER, exact=True, exact_start=0.5),
+    "exact background, no CPAM": replace(PAPER, exact=True, end=0.0),
+}
+"""One setting changed at a time, to see what it does."""
+
+
+def register(ablations: bool = False) -> None:
+    """Add the pack's methods to the table."""
+    for name, recipe in {**SHIPPED, **(ABLATIONS if ablations else {})}.items():
+        METHODS[name] = method(name, recipe)

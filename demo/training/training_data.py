@@ -1,0 +1,122 @@
+"""What the demo model's UNet is trained on: noised latents of rendered scenes, with captions."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from bundle import load, world
+from safetensors.torch import load_file, save_file
+from scenes import captions
+from scenes.disturbance import disturb
+from torch import Tensor
+from tqdm import tqdm
+
+PUT_RIGHT, PUT_RIGHT_ABOVE = 0.4, 400
+"""Share of the noised pictures that show a disturbed scene, and from which timestep on: below it a picture's
+layout is settled."""
+_SCENES, _DISTURBED = 7_000_000, 8_000_000
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scenes to train on, drawn once.
+
+    Attributes:
+        latents, disturbed: (N, 4, 16, 16) of the scenes as they are, and with one object not as it shall be.
+        scenes: of which only the entries that captions read are of length N.
+    """
+
+    latents: Tensor
+    disturbed: Tensor
+    scenes: world.Scenes
+
+    def said(self, chosen: Tensor, rng: torch.Generator, whole: Tensor) -> Tensor:
+        """Caption indices (B,) of chosen scenes (B,)."""
+        fields = {name: getattr(self.scenes, name)[chosen] for name in ("shape", "colour", "background")}
+        return captions.training_captions(replace(self.scenes, **fields), rng, whole)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noised latents and what the UNet shall make of them.
+
+    Attributes:
+        noisy, wanted: (B, 4, 16, 16), what it sees and the noise it shall predict.
+        t: (B,) timesteps. said: (B,) caption indices. weight: (B,) of the squared error.
+    """
+
+    noisy: Tensor
+    wanted: Tensor
+    t: Tensor
+    said: Tensor
+    weight: Tensor
+
+
+@torch.no_grad()
+def draw_pool(vae: load.Autoencoder, device: torch.device, count: int, seed: int, folder: Path) -> Pool:
+    """Render and encode scenes; the latents are kept in a file of these scenes and this autoencoder."""
+    scenes, chunk = [], min(count, 200)
+    told = hashlib.sha256(f"{count} {seed}".encode())
+    for weight in vae.parameters():
+        told.update(weight.detach().cpu().numpy().tobytes())
+    path = folder / f"pool-{told.hexdigest()[:12]}.safetensors"
+    latents = torch.empty(2, count, 4, 16, 16, dtype=torch.float16, device=device)
+    cached = load_file(path)["latents"] if path.exists() else None
+    for start in tqdm(range(0, count, chunk), desc="scenes"):
+        part = world.sample_scenes(min(chunk, count - start), seed + _SCENES + start, empty_share=0.04)
+        if cached is None:
+            twin = disturb(part, torch.Generator().manual_seed(seed + _DISTURBED + start))
+            for half, drawn in zip(latents, (part, twin), strict=True):
+                half[start : start + chunk] = vae.encoder(world.render(drawn.to(device)) * 2 - 1).half()
+        scenes.append((part.shape, part.colour, part.background))
+    if cached is not None:
+        latents = cached.to(device)
+    else:
+        folder.mkdir(exist_ok=True)
+        save_file({"latents": latents.cpu()}, path)
+    shape, colour, background = (torch.cat(x) for x in zip(*scenes, strict=True))
+    template = world.sample_scenes(1, 0)
+    fields = replace(template, shape=shape, colour=colour, background=background)
+    return Pool(latents[0], latents[1], fields.to(device))
+
+
+@cache
+def alphas(device: torch.device) -> Tensor:
+    """Stable Diffusion's cumulative products of alpha (1000,)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float().to(device)
+
+
+def draw(pool: Pool, size: int, rng: torch.Generator, put_right: bool) -> Batch:
+    """A batch of noised latents; with `put_right` some of them show a disturbed scene.
+
+    For these the wanted noise is the one that leads to the scene as its caption has it.
+    """
+    device = pool.latents.device
+    chosen = torch.randint(len(pool.latents), (size,), generator=rng, device=device)
+    # One level from every part of the range: less noise in the loss than levels drawn apart.
+    place_in_range = torch.arange(size, device=device) + torch.rand(size, generator=rng, device=device)
+    t = (place_in_range * 1000 / size).long().clamp(max=999)
+    share = PUT_RIGHT if put_right else 0.0
+    wrong = (t >= PUT_RIGHT_ABOVE) & (torch.rand(size, generator=rng, device=device) < share)
+    said = pool.said(chosen, rng, whole=wrong)
+    clean = pool.latents[chosen].float()
+    shown = torch.where(wrong.view(-1, 1, 1, 1), pool.disturbed[chosen].float(), clean)
+    noise = torch.randn(clean.shape, generator=rng, device=device)
+    kept = alphas(device)[t]
+    alpha = kept.view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * shown + (1 - alpha).sqrt() * noise
+    # Weights of the v objective, with min-SNR's bound (Hang et al. 2023) on both sides: plain eps weights care
+    # little for nearly pure noise, where a picture's layout and colours are decided.
+    snr = kept / (1 - kept)
+    return Batch(
+        noisy=noisy,
+        wanted=(noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt(),
+        t=t,
+        said=said,
+        weight=(1 + 1 / snr).clamp(max=25) * (5 / snr).clamp(max=1),
+    )

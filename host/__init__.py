@@ -1,0 +1,1 @@
+"""The floor under everything: what the pack knows of ComfyUI's models, conditionings, guiders and gradients."""

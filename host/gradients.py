@@ -1,0 +1,256 @@
+"""Gradients through the host's UNet: the one way in which the pack differentiates it.
+
+Nodes run in inference mode, on weights that were loaded in it; neither can be differentiated. In here inference
+mode is left, weights that autograd could not save are wrapped anew with the same values, and the UNet's options
+are completed by what a backward pass needs. Weights never get a gradient, and the options are the caller's own
+copy, so that nothing has to be undone on the model but a flag.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .marks import KEY
+
+GRAPH_ROWS = {False: 6, True: 3}
+"""Rows of plain sampling that take as much memory as one row with its graph, by checkpointing (SD1.5, 512 px)."""
+
+
+def for_gradients(model: Any, checkpointing: bool) -> Any:
+    """A clone of a host MODEL whose runs may be differentiated.
+
+    Half-precision weights are computed with in float32: small gradients survive, and the host then makes every
+    weight a fresh tensor for its layer, whether it was offloaded or not. The host is told to make room for a graph.
+
+    Raises:
+        ValueError: quantised weights (fp8, GGUF), which cannot be differentiated.
+    """
+    clone, dtype = model.clone(), model.model_dtype()
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(
+            f"Gradients need a model with fp16, bf16 or fp32 weights; this one has {dtype}. Load the checkpoint "
+            "without quantisation (weight_dtype default), or do without MAG-Edit and Null-Text Inversion; "
+            "Negative-Prompt Inversion and the other edits need no gradient."
+        )
+    if dtype.itemsize == 2:
+        clone.set_model_compute_dtype(torch.float32)
+    rows = GRAPH_ROWS[checkpointing]
+
+    def prepare(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(patcher, [noise_shape[0] * rows, *noise_shape[1:]], conds, *args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, f"{KEY} gradients", prepare)
+    return clone
+
+
+@contextmanager
+def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = False) -> Iterator[dict[str, Any]]:
+    """Within it, calls of a loaded model build a graph; take x, sigma and conditionings through `plain` first.
+
+    Args:
+        model: the host's BaseModel of the run (`guider.inner_model`).
+        options: the run's model options.
+        checkpointing: keep only what enters each block, and compute the block again on the way back.
+
+    Yields:
+        model options for `calc_cond_batch`, to be used in here.
+
+    Raises:
+        ValueError: weights that are offloaded in the very precision that is computed in. The host moves them
+            through a buffer which later layers overwrite.
+    """
+    device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
+    with torch.inference_mode(False):
+        own = model.get_dtype() if model.current_patcher.is_dynamic() else None
+        frozen = _freeze(model.diffusion_model, device, dtype, own)
+        try:
+            with torch.enable_grad():
+                yield _options(options, checkpointing)
+        finally:
+            for parameter in frozen:
+                _set_flag(parameter, True)
+
+
+def gradient(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of a scalar, zero for inputs that it does not depend on; within `differentiable`.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(x) for x in inputs)
+    found = torch.autograd.grad(value, list(inputs), allow_unused=True, materialize_grads=True)
+    if not all(torch.isfinite(g).all() for g in found):
+        raise ValueError(
+            "The gradient through the UNet is not finite. Most often half precision overflowed: start ComfyUI with "
+            "--fp32-unet, or take smaller steps."
+        )
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A copy of tensors, conditionings and containers of them that autograd may save; the rest is shared.
+
+    ControlNets of conditionings count as constants: what they add is not differentiated.
+    """
+    if isinstance(value, Tensor):
+        with torch.inference_mode(False):
+            return value.detach().clone()
+    if isinstance(value, dict):
+        return {
+            key: _Constant(entry) if key == "control" and entry is not None else plain(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(plain(entry) for entry in value)
+    if hasattr(value, "cond") and hasattr(value, "process_cond"):
+        twin = copy.copy(value)
+        twin.cond = plain(value.cond)
+        return twin
+    return value
+
+
+class _Constant:
+    """A ControlNet as the UNet's call sees it, without a graph of its own."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: Any, *args: Any, **kwargs: Any) -> Any:
+        """The host's call of a ControlNet: its residuals, as tensors that autograd may save."""
+        with torch.no_grad():
+            return plain(self._control.get_control(x_noisy.detach(), t, cond, *args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+
+def _freeze(
+    unet: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None
+) -> list[torch.nn.Parameter]:
+    """Make weights ones that autograd can save and does not differentiate; those whose flag was taken.
+
+    Args:
+        device, dtype: where and in what the host computes.
+        own: precision to which the host casts weights as it fetches them, where it loads dynamically.
+    """
+    frozen = []
+    for module in unet.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            # Weights that wait elsewhere come in the model's own precision, whatever the file's.
+            given = parameter.dtype if parameter.device == device or own is None else own
+            used_itself = given == dtype
+            if used_itself and parameter.device != device:
+                raise ValueError(
+                    f"Not all of the model fits on {device}, and gradients cannot be computed with {dtype} weights "
+                    "that wait elsewhere. Start ComfyUI without --fp32-unet, or free memory."
+                )
+            if used_itself and not _saveable(parameter):
+                # One weight at a time; the values are the same, so it may stay.
+                setattr(module, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            elif parameter.requires_grad:
+                _set_flag(parameter, False)
+                frozen.append(parameter)
+    return frozen
+
+
+def _set_flag(parameter: torch.nn.Parameter, wanted: bool) -> None:
+    """Set requires_grad, which inference tensors allow in inference mode only."""
+    with torch.inference_mode(parameter.is_inference()):
+        parameter.requires_grad_(wanted)
+
+
+def _saveable(tensor: Tensor) -> bool:
+    """Whether autograd may save a tensor: no inference tensor, and not what moving one outside the mode leaves."""
+    if tensor.is_inference():
+        return False
+    try:
+        return tensor._version >= 0
+    except RuntimeError:  # "do not track version counter"
+        return False
+
+
+def _options(options: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
+    """Model options for a backward pass: PyTorch's own attention, one device, and checkpoints around blocks.
+
+    Other attention functions have no backward pass, or lose it when memory is short.
+    """
+    transformer = dict(options.get("transformer_options", {}))
+    transformer["optimized_attention_override"] = _attention
+    patches = dict(transformer.get("patches", {}))
+    name = "input_block_patch_after_skip"
+    patches[name] = [*patches.get(name, []), _apart_from_skip]
+    if checkpointing:
+        name = "forward_timestep_embed_patch"
+        others = [(kind, partial(_behind, patch)) for kind, patch in patches.get(name, [])]  # the first one counts
+        patches[name] = [*others, (SpatialTransformer, _checkpointed), (ResBlock, _checkpointed)]
+    transformer["patches"] = patches
+    return {key: value for key, value in options.items() if key != "multigpu_clones"} | {
+        "transformer_options": transformer
+    }
+
+
+def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return attention_pytorch(*args, **kwargs)
+
+
+def _apart_from_skip(h: Tensor, _: Any) -> Tensor:
+    """The host's input_block_patch_after_skip: what goes on down, apart from what the skip keeps.
+
+    ControlNets' residuals are added to the skip in place, and the next block has saved what it was given.
+    """
+    return h.clone()
+
+
+def _checkpointed(
+    layer: torch.nn.Module, x: Tensor, emb: Tensor, context: Tensor | None, options: dict[str, Any], *_: Any
+) -> Tensor:
+    """The host's forward_timestep_embed_patch: one block of the UNet, computed again on the way back.
+
+    The options are copied, because the host writes the present block into them and goes on.
+    """
+    if isinstance(layer, ResBlock):
+        return _again(layer, x, emb)
+    out = _again(layer, x, context, dict(options))
+    if "transformer_index" in options:
+        options["transformer_index"] += 1
+    return out
+
+
+class _Again:
+    """A block that is computed again on the way back, in the place of the one that a patch is handed."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self._layer = layer
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        return _again(self._layer, *(dict(value) if isinstance(value, dict) else value for value in inputs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+def _behind(patch: Any, layer: torch.nn.Module, *inputs: Any) -> Tensor:
+    """Whoever's patch of a block, with the block that it stands on checkpointed."""
+    return patch(_Again(layer), *inputs)
+
+
+def _again(layer: torch.nn.Module, *inputs: Any) -> Tensor:
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+        return layer(*inputs)  # ahead of everything that is differentiated: there is nothing to come back for
+    out = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(out, Tensor)
+    return out

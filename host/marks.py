@@ -1,0 +1,25 @@
+"""The pack's names in the host's dictionaries: transformer options, wrappers and conditionings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEY = "attention_edit"
+"""Our name in the host's dictionaries: transformer options, wrappers and conditionings."""
+KEY_NEGATIVE = f"{KEY}_negative"
+"""The source with the negative prompt, where a control reads both halves of guidance."""
+SOURCES = (KEY, KEY_NEGATIVE)
+NULL_KEY = "attention_edit_null"
+"""The name of the inversion's null text among the host's conditionings."""
+NULLED = ("negative", "empty_negative_prompt", KEY_NEGATIVE)
+"""Conditionings in whose place the inversion's null text stands."""
+KEY_SECOND = f"{KEY}_second_negative"
+"""A second negative prompt of the edit, with rows of its own."""
+
+
+def edits_on(model: Any) -> str:
+    """What the pack has put on a host MODEL: "none", "passive" (it only looks) or "edits"."""
+    plan = model.model_options.get("transformer_options", {}).get(KEY)
+    if plan is None or not (plan.controls or plan.edits):
+        return "none"
+    return "edits" if plan.edits else "passive"

@@ -1,0 +1,222 @@
+"""MAG-Edit: what it goes with and what it refuses, its effort, its curve, and cancelling it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import comfy.model_management
+import edits
+import pytest
+import tiny
+import torch
+from attention_edit.attention.engine.install import install, pin
+from attention_edit.attention.engine.plan import plan_of
+from attention_edit.attention.masks.cells import resize
+from attention_edit.attention.methods.cpam import CPAM
+from attention_edit.attention.methods.fpe import FPE
+from attention_edit.attention.methods.local_blend import LocalBlend
+from attention_edit.attention.methods.mag.control import MAG
+from attention_edit.attention.methods.mag.curve import Curve
+from attention_edit.attention.methods.mag.install import EARLY, PRESETS, PUBLISHED, add_guidance
+from attention_edit.attention.methods.mag.parts import drawn
+from attention_edit.attention.methods.masactrl import MasaCtrl
+from attention_edit.attention.methods.p2p import P2P
+from attention_edit.attention.methods.pnp import PnP
+from attention_edit.attention.methods.proximal import ProximalGuidance
+from attention_edit.host.families import family_of
+from attention_edit.host.work import FORWARD, work
+from attention_edit.inversion.direct import direct_inversion
+from attention_edit.inversion.fixed_point import fixed_point_inversion
+from attention_edit.inversion.negative_prompt import negative_prompt_inversion
+from attention_edit.inversion.null_text import Settings, null_text_inversion
+from attention_edit.inversion.plot import line_plot
+from mag_runs import CELLS, STUB, WORDS, Probe, asked, guided, part, slope_of
+from prompts import prompt
+
+# What stands underneath, and what does not go.
+
+
+def test_goes_with_cpam_and_the_source_runs_once_per_step(model, inversion, caplog):
+    """Iterations add no row of the source; packed is the same as separate."""
+    under = CPAM(edits.masks(), normal_share=0.0)
+    results = []
+    for packed in (False, True):
+        patched = install(model, under, inversion, packed)
+        with caplog.at_level(logging.INFO):
+            results.append(guided(patched, inversion, part(iterations=3)))
+    assert edits.difference(results[1], results[0]) < 1e-4
+    assert not torch.equal(results[0], edits.run(model, inversion, under))
+    steps = len(inversion.sigmas) - 1
+    assert caplog.text.count(f"Attention Edit: {3 * steps} UNet evaluations") == 2
+    assert "plans up to 6 iterations in 2 steps, worth 6 UNet evaluations" in caplog.text
+    assert caplog.text.count(f"{3 * steps} UNet evaluations, and 6 passes for gradients") == 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_goes_with_plug_and_play(model, inversion, checkpointing):
+    """The source's residual features are constants of the pass too."""
+    one = part(iterations=2, scale=50.0, checkpointing=checkpointing)
+    out = guided(model, inversion, one, under=[PnP()])
+    assert edits.difference(out, edits.run(model, inversion, PnP())) > 1e-4
+    # Blocks that are computed again on the way back still take the source's features where PnP wants them.
+    again = guided(model, inversion, replace(one, checkpointing=True), under=[PnP()])
+    assert edits.difference(again, out) < 1e-4
+    assert one.curve.worked()
+
+
+INVERSIONS = {
+    "offset 1": lambda model: edits.invert(model, offset=1),
+    "fixed point": lambda model: fixed_point_inversion(model, edits.invert(model), (1.0, None))[0],
+    "negative prompt": lambda model: negative_prompt_inversion(edits.invert(model), None, 0.0),
+    "null text": lambda model: null_text_inversion(model, edits.invert(model), tiny.prompt(3), Settings(inner=2))[0],
+    "direct": lambda model: direct_inversion(model, edits.invert(model), (7.5, tiny.prompt(3)), 0.5, 1),
+}
+
+
+@pytest.mark.parametrize("kind", INVERSIONS)
+def test_goes_with_any_inversion(model, kind):
+    """On Prompt-to-Prompt: without iterations its run bit for bit; with them only what is under the mask moves."""
+    with torch.inference_mode():
+        inversion = INVERSIONS[kind](model)
+    under = P2P(prompt("a cat on a mat"), prompt("a cat red striped thing on a mat"))
+    probe = Probe(WORDS, edits.box(), iterations=2, scale=50.0)
+    out = guided(model, inversion, probe, under=[under])
+    bare = edits.run(model, inversion, under)
+    assert torch.equal(guided(model, inversion, part(iterations=0, blend=1.0), under=[under]), bare)
+    assert edits.difference(out, bare) > 1e-3 and probe.curve.worked()
+    inside = resize(edits.box(), CELLS)[:, None].expand(1, 4, -1, -1)
+    assert probe.seen and all(torch.equal(before[~inside], after[~inside]) for before, after in probe.seen)
+
+
+OTHERS = [FPE(), MasaCtrl(), LocalBlend(prompt("a cat"), prompt("a dog"), ["cat"], ["dog"]), ProximalGuidance()]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.name)
+def test_other_methods_are_refused_with_the_reason(model, inversion, other):
+    with pytest.raises(ValueError, match=rf"Prompt-to-Prompt, Plug-and-Play or CPAM.*carries {other.name}"):
+        guided(model, inversion, part(), under=[other])
+
+
+def test_a_generated_image_without_an_inversion(model):
+    """Nothing is blended, and the words are guided all the same; a batch is its images."""
+    start, sigmas = tiny.latent(4, 2), torch.tensor([10.0, 3.0, 1.0, 0.0])
+    run = tiny.sample(add_guidance(model, part(scale=50.0)), tiny.prompt(2), tiny.prompt(3), start, sigmas)
+    plain = tiny.sample(model, tiny.prompt(2), tiny.prompt(3), start, sigmas)
+    assert edits.difference(run, plain) > 1e-4
+    single = tiny.sample(add_guidance(model, part(scale=50.0)), tiny.prompt(2), tiny.prompt(3), start[1:], sigmas)
+    assert edits.difference(run[1:], single) < 1e-4
+
+
+@pytest.mark.parametrize("mask", [edits.box(3, 3, 2, 2), edits.ALL, torch.cat([edits.box(), edits.box(8, 8, 9, 9)])])
+def test_small_full_and_per_image_masks_stay_finite(model, mask):
+    inversion = edits.invert(model, batch=2, steps=2)
+    out = guided(model, inversion, part(mask, iterations=1), batch=2)
+    assert torch.isfinite(out).all()
+
+
+def test_masks_that_do_not_fit_are_refused(model, inversion):
+    with pytest.raises(ValueError, match="selects nothing"):
+        drawn(torch.zeros(1, 8, 8))
+    with pytest.raises(ValueError, match="another shape"):
+        guided(model, inversion, part(torch.ones(1, 64, 16, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="3 masks"):
+        guided(model, inversion, part(edits.box().expand(3, -1, -1)))
+
+
+def test_another_prompt_than_that_of_the_words_is_refused(model, inversion):
+    other = prompt("a cat")
+    with pytest.raises(ValueError, match=r"77 text tokens.*154"):
+        guided(model, inversion, part(prompt=prompt("cat " * 80)))
+    states = tiny.prompt(2)[0][0]
+    guided(model, inversion, part(prompt=replace(other, states=states)))
+    with pytest.raises(ValueError, match=r"target_prompt is .a cat.*another prompt"):
+        guided(model, inversion, part(prompt=replace(other, states=states * 1.5)))
+    with pytest.raises(ValueError, match="looked up"):
+        guided(model, inversion, MAG(((90,),), edits.box(), iterations=1))
+    patched = pin(add_guidance(model, part(), inversion), inversion, tuple(inversion.schedule))
+    with pytest.raises(ValueError, match="2 parts"):
+        tiny.sample(patched, tiny.prompt(2) + tiny.prompt(6), tiny.prompt(3), edits.run_start(), STUB)
+
+
+# Effort, curve, cancel.
+
+
+def test_early_stop_leaves_a_step_when_updates_bring_too_little(model, inversion):
+    """Everything is too little for a gain of one: one update, and the look that says so."""
+    one = part(iterations=6, gain=1.0)
+    guided(model, inversion, one)
+    assert [len(points) for points in one.curve.steps] == [2, 2]
+    never = part(iterations=3, gain=0.0)
+    guided(model, inversion, never)
+    assert [len(points) for points in never.curve.steps] == [3, 3]
+    assert PRESETS[EARLY]["iterations"] * 3 == PRESETS[PUBLISHED]["iterations"]
+
+
+def test_early_stop_leaves_each_image_by_itself(model):
+    """A batch is its images: one that gains too little is left, whatever the others gain."""
+    inversion = edits.invert(model, batch=2)
+    one = part(iterations=5, gain=0.04, scale=20.0)
+    both = guided(model, inversion, one, batch=2)
+    counts = []
+    for index in (0, 1):
+        single = replace(inversion, latents=inversion.latents[:, index : index + 1])
+        again = replace(one, curve=Curve())
+        assert edits.difference(guided(model, single, again), both[index : index + 1]) < 1e-4
+        counts.append([len(points) for points in again.curve.steps])
+    assert counts[0] != counts[1], "both images end alike: nothing is shown"
+    assert [len(points) for points in one.curve.steps] == [max(n) for n in zip(*counts, strict=True)]
+
+
+def test_a_curve_below_zero_stays_in_its_frame():
+    low, high = line_plot([-0.5, -0.9], "", ""), line_plot([0.4, 0.0], "", "")
+    red = [(plot[0, :, :, 0] - plot[0, :, :, 1] > 0.4).nonzero() for plot in (low, high)]
+    assert len(red[0]) > 100 and red[0].amin(0).tolist()[1] == red[1].amin(0).tolist()[1]
+    assert red[0][:, 0].max() <= red[1][:, 0].max()
+
+
+def test_the_curve_shows_a_falling_loss_and_says_when_it_does_not_fall(model, inversion):
+    good = part(iterations=4, curve=Curve("blue"))
+    guided(model, inversion, good)
+    for points in good.curve.steps:
+        assert points[-1].loss < points[0].loss and points[-1].ratio > points[0].ratio
+    assert good.curve.worked() and "did not work" not in good.curve.report() and "'blue'" in good.curve.report()
+    assert good.curve.picture().shape == (1, 720, 640, 3)
+    count = len(good.curve.points)
+    guided(model, inversion, good)
+    assert len(good.curve.points) == count, "a run adds to the one before"
+    bad = Curve("blue")
+    for i, ratio in enumerate((0.3, 0.2, 0.1)):
+        bad.add(0, i, 1 - ratio, ratio)
+    assert not bad.worked() and "did not work" in bad.report()
+    assert "has run" in Curve("blue").report() and Curve().picture().shape == (1, 720, 640, 3)
+
+
+def test_cancel_within_one_iteration_leaves_nothing(model, inversion):
+    fresh = guided(model, inversion, part(iterations=5))
+
+    class Cancelling(Curve):
+        def add(self, *point):
+            super().add(*point)
+            if len(self.points) == 3:
+                comfy.model_management.interrupt_current_processing()
+
+    one = part(iterations=5, curve=Cancelling())
+    patched = pin(add_guidance(model, one, inversion), inversion, tuple(inversion.schedule))
+    options = repr(patched.model_options)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), edits.run_start(), STUB)
+    comfy.model_management.interrupt_current_processing(False)
+    assert len(one.curve.points) == 3
+    assert repr(patched.model_options) == options and len(plan_of(patched).controls) == 2
+    assert torch.equal(guided(model, inversion, part(iterations=5)), fresh)
+
+
+def test_cost_is_told_from_the_share_of_the_unet_that_runs(model):
+    """An iteration on coarse maps is worth less than one evaluation there and back."""
+    sd1 = family_of(model)
+    # As demo/benchmark.py mag counts it on a full-size UNet.
+    assert work(sd1, 4, False) == pytest.approx(1.07, abs=0.01)
+    assert work(sd1, 4, True) > work(sd1, 4, False) > FORWARD["SD1.x"][4]
+    with pytest.raises(ValueError, match="1/3"):
+        asked(model, slope_of, detail=3)
