@@ -13,8 +13,17 @@ NULL_KEY = "attention_edit_null"
 """The name of the inversion's null text among the host's conditionings."""
 NULLED = ("negative", "empty_negative_prompt", KEY_NEGATIVE)
 """Conditionings in whose place the inversion's null text stands."""
-KEY_SECOND = f"{KEY}_second_negative"
-"""A second negative prompt of the edit, with rows of its own."""
+_ROW = f"{KEY} row "
+
+
+def row_key(name: str) -> str:
+    """The key of a further negative prompt of the edit, with rows of its own."""
+    return f"{_ROW}{name}"
+
+
+def is_row(key: str) -> bool:
+    """Whether a key is that of a further negative prompt."""
+    return key.startswith(_ROW)
 
 
 def edits_on(model: Any) -> str:

@@ -51,7 +51,8 @@ class ProximalNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, inversion: Any, quantile: float, rule: str, hold_from: float) -> io.NodeOutput:
-        model = engine.install(model, ProximalGuidance(quantile, rule), inversion)
+        guidance = ProximalGuidance(quantile, rule)
+        model = engine.install(model, guidance, inversion)
         if hold_from < 1:
-            model = engine.install(model, ProximalHold(hold_from), inversion)
+            model = engine.install(model, ProximalHold(guidance, hold_from), inversion)
         return io.NodeOutput(model)

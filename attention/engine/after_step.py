@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .control import Control, Slopes
+from .control import LatentControl, Slopes
 from .moment import Moment
 
 
@@ -16,32 +17,34 @@ def keep_source(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(source.to(x).expand_as(x), x, mask)
 
 
-class SourceAfterStep(Control, ABC):
+class SourceAfterStep(LatentControl, ABC):
     """Replaces the sampler's own latent by the source's outside a mask, after each step from a first one on.
 
     To do so after a step is to do it before the next one; after the last step it is the run's result.
     """
 
-    moves = True
-
     @abstractmethod
-    def first(self, run: Moment) -> int:
+    def first(self, run: Moment, state: Any) -> int:
         """The first step whose outcome is replaced."""
 
     @abstractmethod
-    def mask(self, run: Moment, latent: Tensor) -> Tensor | None:
+    def mask(self, run: Moment, state: Any, latent: Tensor) -> Tensor | None:
         """As `keep_source` takes it for a latent; None leaves all of it as it is."""
 
-    def moved(self, run: Moment, x: Tensor, network: Slopes) -> Tensor:
+    def acts(self, run: Moment, state: Any) -> bool:
+        """Not without an image to hold."""
+        return run.inversion is not None
+
+    def before(self, run: Moment, state: Any, x: Tensor, network: Slopes) -> Tensor:
         """The step before is over; at the first one none that counts is."""
-        assert run.inversion is not None
-        return x if run.step <= self.first(run) else self._held(run, x, run.inversion.at(run.sigma))
+        if run.inversion is None or run.step <= self.first(run, state):
+            return x
+        return self._held(run, state, x, run.inversion.at(run.sigma))
 
-    def result(self, run: Moment, latent: Tensor) -> Tensor:
+    def result(self, run: Moment, state: Any, latent: Tensor) -> Tensor:
         """The last step's outcome."""
-        assert run.inversion is not None
-        return self._held(run, latent, run.inversion.latents[0])
+        return latent if run.inversion is None else self._held(run, state, latent, run.inversion.latents[0])
 
-    def _held(self, run: Moment, latent: Tensor, source: Tensor) -> Tensor:
-        mask = self.mask(run, latent)
+    def _held(self, run: Moment, state: Any, latent: Tensor, source: Tensor) -> Tensor:
+        mask = self.mask(run, state, latent)
         return latent if mask is None else keep_source(latent, source, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +13,20 @@ from torch import Tensor
 from ...host.families import Layer
 from .moment import Moment
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention: q (R, N, C), k and v (R, L, C), heads side by side in C, to (R, N, C)."""
+Attend = Callable[..., Tensor]
+"""Attention: q (R, N, C), k and v (R, L, C), heads side by side in C, to (R, N, C); last a mask to add (R, N, L)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Queries, keys and values of one attention: q (R, N, C), k and v (R, L, C), heads side by side in C."""
+    """Queries, keys and values of one attention: q (R, N, C), k and v (R, L, C), heads side by side in C.
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    None stands for a part that no act reads (`Act.reads`), and that is therefore not kept.
+    """
+
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
 
 
 class SourceRows:
@@ -39,17 +43,25 @@ class SourceRows:
     @cached_property
     def q(self) -> Tensor:
         """(R, N, C)."""
-        return torch.cat([_expand(features.q, self._batch) for features in self._chunks])
+        return self._rows("q")
 
     @cached_property
     def k(self) -> Tensor:
         """(R, L, C)."""
-        return torch.cat([_expand(features.k, self._batch) for features in self._chunks])
+        return self._rows("k")
 
     @cached_property
     def v(self) -> Tensor:
         """(R, L, C)."""
-        return torch.cat([_expand(features.v, self._batch) for features in self._chunks])
+        return self._rows("v")
+
+    def _rows(self, part: str) -> Tensor:
+        kept = [getattr(features, part) for features in self._chunks]
+        if any(x is None for x in kept):
+            raise RuntimeError(
+                f"The source's {part} was not kept here: the act that reads it has to say so (Act.reads)."
+            )
+        return torch.cat([_expand(x, self._batch) for x in kept])
 
 
 def _expand(x: Tensor, batch: int) -> Tensor:
@@ -76,18 +88,18 @@ class AttentionCall:
         batch: images per chunk.
         own: computes the target's attention as it would be without this control (earlier controls and other
             packs' patches included).
-        attend: plain attention on any queries, keys and values.
-        source: the source's features repeated to the target rows, where a control asked for them: those of the
-            source prompt for every chunk. In cross-attention k and v hold the source's own L tokens.
-        halves: the same, but each chunk's own half of guidance where the source has both (see
-            `Control.both_halves`).
+        attend: plain attention on any queries, keys and values, and a mask if one is given.
+        source: the source's features repeated to the target rows, where the act reads them: those of the source
+            prompt for every chunk, or each chunk's own half of guidance (`Act.own_half`). In cross-attention k and v
+            hold the source's own L tokens. See `from_source`.
+        state: of the control in this run, what its `begin` has made.
         heads: attention heads that lie side by side in C.
         lengths: per chunk, the number of its prompt's own text tokens. The host repeats prompts to a common
             length; the first `lengths[i]` tokens of k and v hold all that there is.
         extra: keys and values (R, L, C) of the contexts that controls asked for, in cross-attention.
         guiding: part of a pass that is made for a gradient, and none of the run's own.
         rewrite: what all controls make of a cross-attention map: given the call, the source's map and the target's
-            own, see `Control.cross_map`.
+            own, see `MapControl.rewritten`.
     """
 
     run: Moment
@@ -101,7 +113,7 @@ class AttentionCall:
     own: Callable[[], Tensor]
     attend: Attend
     source: Features | SourceRows | None = None
-    halves: Features | SourceRows | None = None
+    state: Any = None
     heads: int = 1
     lengths: tuple[int, ...] = ()
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
@@ -112,6 +124,20 @@ class AttentionCall:
     def plain(self) -> bool:
         """Whether `own` is plain attention on q, k and v, so that parts of it may be computed alone."""
         return getattr(self.own, "plain", False)
+
+    @property
+    def from_source(self) -> Any:
+        """The source's features, as `Features` or `SourceRows` with all the parts that the act reads.
+
+        Raises:
+            ValueError: they are not there.
+        """
+        if self.source is None:
+            raise ValueError(
+                "Remove nodes that skip calls of the model (EasyCache, LazyCache, TeaCache and the like): the source "
+                f"image was not run at sigma {self.run.sigma:.3f}, and this edit reads it in layer {self.layer.index}."
+            )
+        return self.source
 
     def rows(self, chunk: int) -> slice:
         """The rows of a chunk."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...host.conditioning import encoded_alike
 from ..words.prompt import Prompt
+from .control import GuidanceControl
 from .moment import Moment
 from .plan import Plan
 from .run import Run
@@ -20,10 +21,14 @@ STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
 """Parts of the names of the host's samplers that add noise."""
 
 
-def check_halves(plan: Plan, guider: Any) -> None:
+def check_halves(run: Run) -> None:
     """Refuse a guider with three prompts where a control must know which is the negative one."""
-    names = [c.name for c in plan.controls if c.both_halves or c.shapes_guidance or c.second_negative() is not None]
-    if names and "middle" in guider.conds:
+    names = [
+        control.name
+        for control, acts in run.declared.items()
+        if isinstance(control, GuidanceControl) or any(act.own_half for act in acts)
+    ]
+    if names and "middle" in run.guider.conds:
         raise ValueError(
             f"{' and '.join(names)} must know the two halves of guidance, and this guider has three prompts. Use "
             "KSampler or CFG Guider."
@@ -43,15 +48,7 @@ def warn_of_noise(plan: Plan, sampler: Any) -> None:
 
 def check_acted(run: Run) -> None:
     """Raise RuntimeError if a control never got to act, and say who took its place."""
-    expected = {
-        (kind, layer.index)
-        for control in run.controls
-        for kind, layers in (
-            ("self", control.self_layers(run.family)),
-            ("cross", control.cross_layers(run.family)),
-        )
-        for layer in layers
-    }
+    expected = {(act.at, layer.index) for acts in run.declared.values() for act in acts for layer in act.layers}
     missing = expected - run.sites_called
     if missing:
         replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})

@@ -17,7 +17,8 @@ from ...host.conditioning import source_conditioning
 from ...host.families import Family, Layer, family_of
 from ...host.marks import KEY
 from ...inversion.record import Inversion
-from .control import Control
+from .acts import Site
+from .control import Control, only_looks
 from .plan import Plan, plan_of
 from .residual import PATCH
 from .site import SiteHook, append_contexts
@@ -40,34 +41,36 @@ def install(model: Any, control: Control, inversion: Inversion | None = None, pa
         source_conditioning(inversion.conditioning)
         plan = plan.with_source(inversion)
     for earlier in plan.controls:
-        _check_apart(earlier, control, family)
-    plan = replace(plan, controls=(*plan.controls, control), packed=plan.packed if packed is None else packed)
+        _check_apart(earlier, control, family, plan.inversion.steps if plan.inversion else None)
+    alters = plan.alters or not only_looks(control, family)
+    packed = plan.packed if packed is None else packed
+    plan = replace(plan, controls=(*plan.controls, control), packed=packed, alters=alters)
     patched = with_plan(model, plan)
-    for layer in control.self_layers(family):
-        _hook(patched, "self", layer)
-    cross = control.cross_layers(family)
-    for layer in cross:
-        _hook(patched, "cross", layer)
+    acts = control.acts_on(family)
+    for act in acts:
+        for layer in act.layers:
+            _hook(patched, act.at, layer)
     patches = patched.model_options["transformer_options"].get("patches", {})
-    if control.residual_blocks(family) and PATCH not in patches.get("forward_timestep_embed_patch", []):
+    if any(act.blocks for act in acts) and PATCH not in patches.get("forward_timestep_embed_patch", []):
         patched.set_model_forward_timestep_embed_patch(PATCH)
-    if cross and append_contexts not in patches.get("attn2_patch", []):
+    crosses = any(act.at is Site.CROSS and act.layers for act in acts)
+    if crosses and append_contexts not in patches.get("attn2_patch", []):
         patched.set_model_attn2_patch(append_contexts)
     return patched
 
 
-def _check_apart(first: Control, second: Control, family: Family) -> None:
+def _check_apart(first: Control, second: Control, family: Family, steps: int | None) -> None:
     """Raise ValueError if two controls compute the same attention anew: one of them would do nothing."""
-    for one in first.replaces(family):
-        for other in second.replaces(family):
-            shared = one.shared(other)
+    for one in first.acts_on(family):
+        for other in second.acts_on(family):
+            shared = one.excludes(other, steps)
             if shared:
-                start, end = max(one.start, other.start), min(one.end, other.end)
+                start, end = max(one.during.start, other.during.start), min(one.during.end, other.during.end)
                 raise ValueError(
-                    f"{first.name} and {second.name} do not go together here: both replace the {one.kind}-attention "
-                    f"of {len(shared)} layers ({shared[0].index} to {shared[-1].index}) from {start:.0%} to {end:.0%} "
-                    "of the steps, so that one of them would do nothing. Remove one, or set their windows or layers "
-                    "apart."
+                    f"{first.name} and {second.name} do not go together here: both replace the {one.at.value}-"
+                    f"attention of {len(shared)} layers ({shared[0].index} to {shared[-1].index}) from {start:.0%} to "
+                    f"{end:.0%} of the steps, so that one of them would do nothing. Remove one, or set their windows "
+                    "or layers apart."
                 )
 
 
@@ -92,18 +95,18 @@ def _own_hooks(_: Any, clone: Any) -> None:
                 patches[key] = copy.deepcopy(patch)
 
 
-_NAMES = {"self": "attn1", "cross": "attn2"}
+_NAMES = {Site.SELF: "attn1", Site.CROSS: "attn2"}
 
 
-def _hook(model: Any, kind: str, layer: Layer) -> None:
+def _hook(model: Any, site: Site, layer: Layer) -> None:
     """Put a SiteHook on one attention, in front of the patch that is there."""
-    name = _NAMES[kind]
+    name = _NAMES[site]
     present = model.model_options["transformer_options"].get("patches_replace", {}).get(name, {})
     previous = present.get(layer.key, present.get(layer.block))
     if isinstance(previous, SiteHook):
         return
-    setter = model.set_model_attn1_replace if kind == "self" else model.set_model_attn2_replace
-    setter(SiteHook(kind, layer, previous), *layer.block, layer.depth)
+    setter = model.set_model_attn1_replace if site is Site.SELF else model.set_model_attn2_replace
+    setter(SiteHook(site, layer, previous), *layer.block, layer.depth)
 
 
 def pin(model: Any, inversion: Inversion, schedule: tuple[float, ...]) -> Any:

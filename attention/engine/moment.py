@@ -1,4 +1,4 @@
-"""Where a sampler run is: what methods may know of it, and what they compute once per run or per noise level."""
+"""Where a sampler run is: what methods may know of it, and what is computed once per run or per noise level."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Moment:
         guider: the host's guider that runs it, for its processed conditionings.
         inversion: the source image, if any control reads one.
         sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
-        kept: what controls compute once per run, see `once`.
+        states: what each control holds in this run, by control.
+        kept: what is computed once per run, see `once`.
     """
 
     family: Family
@@ -36,6 +37,7 @@ class Moment:
     inversion: Inversion | None = None
     sigma: float = 0.0
     step: int = 0
+    states: dict[Any, Any] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
     _now: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -65,10 +67,6 @@ class Moment:
         else:
             # An inversion runs its schedule upwards; neither way is the network asked at the cleanest level.
             self.step = max(0, sum(s >= sigma * (1 - 1e-4) for s in sorted(self.sigmas)[1:]) - 1)
-
-    def within(self, start: float, end: float) -> bool:
-        """Whether the present step is in a window given as shares of the steps, its end left out."""
-        return round(start * self.steps) <= self.step < round(end * self.steps)
 
     def null_text(self, key: str) -> Tensor | None:
         """The inversion's null text (1 or B, L, C) of this step, for a conditioning whose place it takes."""

@@ -18,9 +18,8 @@ def move(run: Run, x: Tensor, network: Slopes) -> None:
     callback checks that it does.
     """
     moved = x
-    for control in run.acting():
-        if control.moves:
-            moved = control.moved(run, moved, network)
+    for control in run.acting.latents:
+        moved = control.before(run, run.states[control], moved, network)
     x.copy_(moved)
     run.moved = x
 

@@ -34,7 +34,10 @@ def replaced(run: Run, index: int, conds: list[dict[str, Any]] | None) -> list[d
     null = run.guider.conds[NULL_KEY][0]["model_conds"]
     taken = {name: null[name] for name in ("y",) if name in null}
     conds = [{**cond, "model_conds": {**cond["model_conds"], **taken}} for cond in conds]
-    return with_states(conds, states.to(null["c_crossattn"].cond))
+    # Once per noise level, and where the other prompts are: the host joins only what lies on one device.
+    given, dtype = conds[0]["model_conds"].get("c_crossattn", null["c_crossattn"]), null["c_crossattn"].cond.dtype
+    key = ("null text", dtype, given.cond.device)
+    return with_states(conds, run.now(key, lambda: states.to(given.cond.device, dtype)))
 
 
 def check_guidance(plan: Plan, guider: Any) -> None:

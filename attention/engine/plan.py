@@ -20,17 +20,19 @@ class Plan:
         packed: run the source in the same UNet call as the target, instead of in a call of its own.
         schedule: sigmas, noisy to clean, that a run takes whatever sampler node starts it, beginning at the
             inverted latent; None leaves start and schedule to the sampler.
+        alters: whether any control does more than look.
     """
 
     controls: tuple[Control, ...] = ()
     inversion: Inversion | None = None
     packed: bool = False
     schedule: tuple[float, ...] | None = None
+    alters: bool = False
 
     @property
     def edits(self) -> bool:
         """Whether a run comes out otherwise than without it."""
-        return self.schedule is not None or not all(control.passive for control in self.controls)
+        return self.alters or self.schedule is not None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # immutable; hosts before 0.30 copy model options deeply

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...host.families import Layer
 from .call import AttentionCall
-from .control import Control
 
 Maps = dict[int, Tensor]
 """Maps (B, H, N, L) by layer index, each row of a layer's softmax as the layer uses it."""
@@ -28,7 +27,7 @@ class Reading:
         self.maps: Maps = {}
         self.done = False
 
-    def take(self, call: AttentionCall, controls: Sequence[Control]) -> None:
+    def take(self, call: AttentionCall) -> None:
         """Keep a layer's map, as the controls that act there leave it; leave the UNet at the last one.
 
         A checkpointed block comes by again on the way back, and has to do again what it did.
@@ -43,7 +42,7 @@ class Reading:
                 f"Guided words are looked up in one prompt, but the positive conditioning has {len(call.conditional)} "
                 "parts. Connect one Prompt with Words directly, without Conditioning (Combine)."
             )
-        found = map_of(call, controls)
+        found = map_of(call)
         if self.done:
             return
         self.maps[call.layer.index] = found
@@ -52,14 +51,13 @@ class Reading:
             raise Enough
 
 
-def map_of(call: AttentionCall, controls: Sequence[Control]) -> Tensor:
+def map_of(call: AttentionCall) -> Tensor:
     """The conditional rows' cross-attention map (R, H, N, L), after what the controls put in its place."""
     length = call.lengths[0] if call.lengths else call.k.shape[1]
     found = _softmax(call.q, call.k[:, :length], call.heads)
-    source = found if call.source is None else _softmax(call.source.q, call.source.k, call.heads)
-    for control in controls:
-        found = control.cross_map(call, source, found)
-    return found
+    kept = call.from_source if call.source is not None else None
+    source = found if kept is None else _softmax(kept.q, kept.k, call.heads)
+    return call.rewrite(call, source, found)
 
 
 def _softmax(q: Tensor, k: Tensor, heads: int) -> Tensor:

@@ -14,6 +14,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
 from ...host.marks import KEY
+from .acts import Site
 from .call import Features, SourceRows
 from .roles import Call
 
@@ -26,10 +27,10 @@ def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dic
     """
     out = layer(x, emb)
     call, block = options.get(KEY), options.get("block")
-    if not isinstance(call, Call) or not call.run.reads_block(block):
+    if not isinstance(call, Call) or block is None or not call.run.acting.reads(Site.RESIDUAL, block):
         return out
     skip = layer.skip_connection(x)
-    captured = call.run.captured.setdefault(("residual", block), {})
+    captured = call.run.captured.setdefault((Site.RESIDUAL, block), {})
     for role, _length, rows in call.sources:
         captured[role] = Features(out[rows], skip[rows], skip[rows])
     if len(call.target_rows):

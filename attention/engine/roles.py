@@ -50,8 +50,9 @@ class Call:
         return tuple((role, n, self._rows([i])) for i, (role, n) in enumerate(chunks) if role in SOURCES)
 
     def _rows(self, chunks: list[int]) -> Tensor:
-        rows = [c * self.batch + b for c in chunks for b in range(self.batch)]
-        return torch.tensor(rows, dtype=torch.long, device=self.device)
+        # Made on the device: a list would be a copy to it in every call.
+        spans = [torch.arange(c * self.batch, (c + 1) * self.batch, device=self.device) for c in chunks]
+        return torch.cat(spans) if spans else torch.arange(0, device=self.device)
 
     @property
     def target_roles(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The state of one sampler run of a patched model. Nothing of it outlives the run."""
+"""The state of one sampler run of a patched model, as the engine sees it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from ...host.families import Layer
 from ...host.marks import KEY, SOURCES
+from .acting import Acting
+from .acts import Act, Site
 from .call import AttentionCall
 from .control import Control
 from .moment import Moment
@@ -29,12 +32,12 @@ class Phase(Enum):
 
 @dataclass(eq=False)
 class Run(Moment):
-    """One sampler run, as the engine sees it.
+    """One sampler run.
 
     Attributes:
         plan: what to do.
-        captured: the source's features of the present step by place, such as ("self", layer index), and role.
-        halved: whether the source's two halves of guidance differ, so that a control may want both.
+        captured: the source's features of the present step by site and place, and role.
+        halved: whether the source's two halves of guidance differ, so that an act may want both.
         acted: controls that have acted in this run.
         apart: whether a packed source did not fit into memory, and runs in a call of its own since.
         evaluations, guiding: rows that went through the UNet to be sampled with, and rows that went for a gradient.
@@ -51,11 +54,12 @@ class Run(Moment):
     capture_now: Callable[[], None] | None = None
     cross_tokens: dict[tuple[str, int, int], int] = field(default_factory=dict)
     acted: set[Control] = field(default_factory=set)
-    sites_called: set[tuple[str, int]] = field(default_factory=set)
+    sites_called: set[tuple[Site, int]] = field(default_factory=set)
     evaluations: int = 0
     guiding: int = 0
     reading: Reading | None = None
     moved: Tensor | None = None
+    _acting: Acting | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         return self
@@ -65,69 +69,56 @@ class Run(Moment):
         """The plan's controls in order."""
         return self.plan.controls
 
-    def acting(self) -> list[Control]:
-        """The controls that do something at this step, in order."""
-        return self.now("acting", lambda: [control for control in self.controls if control.acts(self)])
+    def begin(self) -> None:
+        """Let every control check the run and make its state."""
+        for control in self.controls:
+            self.states[control] = control.begin(self)
 
-    def acting_at(self, kind: str, layer: Layer) -> list[Control]:
-        """The controls that act on a layer's "self" or "cross" attention, those first that compute it anew."""
-        return self.now((kind, layer.index), lambda: self._acting_at(kind, layer))
+    @cached_property
+    def declared(self) -> dict[Control, tuple[Act, ...]]:
+        """What each control does in this family's layers."""
+        return {control: control.acts_on(self.family) for control in self.controls}
 
-    def _acting_at(self, kind: str, layer: Layer) -> list[Control]:
-        def replaces(control: Control) -> bool:
-            return any(c.kind == kind and layer in c.layers for c in control.replaces(self.family))
+    def layers(self, control: Control, site: Site) -> tuple[Layer, ...]:
+        """The layers of a site that a control acts on."""
+        return tuple(layer for act in self.declared[control] if act.at is site for layer in act.layers)
 
-        def named(control: Control) -> tuple[Layer, ...]:
-            return control.self_layers(self.family) if kind == "self" else control.cross_layers(self.family)
+    def move_to(self, sigma: float) -> None:
+        super().move_to(sigma)
+        self._acting = None
 
-        found = [control for control in self.acting() if layer in named(control)]
-        return sorted(found, key=lambda control: not replaces(control))
+    @property
+    def acting(self) -> Acting:
+        """What is done at this noise level."""
+        if self._acting is None:
+            self._acting = self._of(self.controls)
+        return self._acting
+
+    def _of(self, controls: tuple[Control, ...]) -> Acting:
+        acts, active = [], []
+        for control in controls:
+            state = self.states.get(control)
+            done = [(control, act) for act in self.declared[control] if act.holds(self, state)]
+            acts += done
+            if done or control.acts(self, state):
+                active.append(control)
+        return Acting(tuple(active), tuple(acts))
 
     def rewritten(self, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
         """What the acting controls make of a cross-attention map (B, H, N, L), in order."""
-        for control in self.acting():
-            target = control.cross_map(call, source, target)
+        for control in self.acting.maps:
+            target = control.rewritten(self.states[control], call, source, target)
         return target
-
-    def reads_source(self) -> bool:
-        """Whether any control needs the source's features at this step."""
-        return bool(self._readers())
-
-    def _readers(self) -> list[Control]:
-        return self.now("readers", lambda: [control for control in self.acting() if control.reads_source(self)])
-
-    def moves(self) -> bool:
-        """Whether any control changes the sampler's latent at this step."""
-        return any(control.moves for control in self.acting())
 
     def packs(self) -> bool:
         """Whether the source rides in the target's call at this step; not where others read it before that."""
-        return self.plan.packed and not self.apart and not self.moves()
-
-    def mixer(self) -> Control | None:
-        """The control whose second negative prompt runs at this step."""
-        return next((control for control in self.acting() if control.second_negative() is not None), None)
+        return self.plan.packed and not self.apart and not self.acting.moves
 
     def sources(self) -> tuple[str, ...]:
         """Which of SOURCES run at this step."""
-        readers = self._readers()
-        if not readers or self.inversion is None:
+        if not self.acting.reads_source or self.inversion is None:
             return ()
-        return SOURCES if self.halved and any(c.both_halves for c in readers) else (KEY,)
-
-    def reads(self, kind: str, layer: Layer) -> bool:
-        """Whether any control needs the source's features of a layer at this step."""
-
-        def layers() -> set[int]:
-            readers = self._readers()
-            named = [c.reads_self(self) if kind == "self" else c.reads_cross(self) for c in readers]
-            return {layer.index for part in named for layer in part}
-
-        return layer.index in self.now(("reads", kind), layers)
-
-    def reads_block(self, block: tuple[str, int] | None) -> bool:
-        """Whether any control takes a UNet block's residual features from the source at this step."""
-        return block in self.now("blocks", lambda: {b for c in self._readers() for b in c.reads_blocks(self)})
+        return SOURCES if self.halved and self.acting.own_half else (KEY,)
 
     def forget_source(self) -> None:
         """Drop the source's features and what brings them."""
@@ -138,14 +129,14 @@ class Run(Moment):
     @contextmanager
     def guided(self, reading: Reading, alone: Control | None = None) -> Iterator[Reading]:
         """Be in a pass that is differentiated, and on its way back; with `alone`, no control but that one acts."""
-        before, self.reading = self._now, reading
+        before, self.reading = (self._now, self._acting), reading
         if alone is not None:
-            self._now = {"acting": [alone]}
+            self._now, self._acting = {}, self._of((alone,))
         try:
             with self.during(Phase.EDIT):
                 yield reading
         finally:
-            self._now, self.reading = before, None
+            (self._now, self._acting), self.reading = before, None
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,13 +12,17 @@ from torch import Tensor
 
 from ...host.attention import host_attention
 from ...host.families import Layer
-from ...host.marks import KEY, KEY_NEGATIVE, KEY_SECOND
+from ...host.marks import KEY, KEY_NEGATIVE, is_row
+from .acts import Act, How, Site
 from .call import AttentionCall, Features, SourceRows
+from .control import Control
 from .roles import Call
 from .run import Phase, Run
 
-UNCONDITIONAL = ("negative", "empty_negative_prompt", KEY_SECOND)
-"""Names of conditionings that stand for the absence of the prompt: those of the host's guiders, and ours."""
+UNCONDITIONAL = ("negative", "empty_negative_prompt")
+"""The host's guiders' names of conditionings that stand for the absence of the prompt."""
+ANY = Act(Site.CROSS, reads="qk")
+"""What a map that is read for itself reads of the source, where that is kept."""
 
 
 class Own:
@@ -42,7 +46,7 @@ class SiteHook:
     what IPAdapter-like packs add after us.
     """
 
-    kind: str
+    site: Site
     layer: Layer
     previous: Any = None
     added: list[tuple[Callable[..., Tensor], dict[str, Any]]] = field(default_factory=list)
@@ -91,7 +95,7 @@ class SiteHook:
     def _own_tokens(self, options: dict[str, Any], k: Tensor) -> int:
         """Tokens of the rows' own context, without those that our controls appended."""
         call = options.get(KEY)
-        if self.kind == "cross" and isinstance(call, Call) and call.run.phase is Phase.EDIT:
+        if self.site is Site.CROSS and isinstance(call, Call) and call.run.phase is Phase.EDIT:
             return call.run.cross_tokens.get(self.layer.key, k.shape[1])
         return k.shape[1]  # nothing is appended to the source's own call
 
@@ -101,7 +105,7 @@ class SiteHook:
         call = options.get(KEY)
         run = call.run if isinstance(call, Call) else call
         if isinstance(run, Run):
-            run.sites_called.add((self.kind, self.layer.index))
+            run.sites_called.add((self.site, self.layer.index))
         if not isinstance(call, Call):
             return self._before(q, k, v, options, mask)
         tokens = self._own_tokens(options, k)
@@ -131,14 +135,16 @@ class SiteHook:
 
     def _capture(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep the source's features, if a control reads them, without the host's repetition of its text."""
-        if not call.sources or not call.run.reads(self.kind, self.layer):
+        reads = call.run.acting.reads(self.site, self.layer.index) if call.sources else ()
+        if not reads:
             return
-        captured = call.run.captured.setdefault((self.kind, self.layer.index), {})
+        captured = call.run.captured.setdefault((self.site, self.layer.index), {})
         for role, length, rows in call.sources:
-            text = slice(length or None) if self.kind == "cross" else slice(None)
+            text = slice(length or None) if self.site is Site.CROSS else slice(None)
             alone = len(rows) == len(q)
-            captured[role] = (
-                Features(q, k[:, text], v[:, text]) if alone else Features(q[rows], k[rows, text], v[rows, text])
+            parts = {"q": (q, slice(None)), "k": (k, text), "v": (v, text)}
+            captured[role] = Features(
+                **{name: parts[name][0][:, parts[name][1]][slice(None) if alone else rows] for name in reads}
             )
 
     def _controlled(
@@ -146,7 +152,7 @@ class SiteHook:
     ) -> Tensor:
         """Ask the controls that act on this layer, each of them standing on the one before it."""
         run, tokens = call.run, self._own_tokens(options, k)
-        extra = _split_extra(run, self.layer, k, v, tokens) if self.kind == "cross" else None
+        extra = _split_extra(run, self.layer, k, v, tokens) if self.site is Site.CROSS else None
         k, v = k[:, :tokens], v[:, :tokens]
         if own is None or self.previous is None:
             own = Own(lambda: host_attention(q, k, v, options), plain=True)
@@ -157,16 +163,15 @@ class SiteHook:
                 "another patch merges or tiles tokens (Token Merging, HyperTile). Remove it from the edited model."
             )
         call_of = self._calls(call, q, k, v, options, (int(shape[0]), int(shape[1])), extra)
-        acting = run.acting_at(self.kind, self.layer)
-        if run.reading is not None and self.kind == "cross":
-            run.reading.take(call_of(own), acting)
-        for control in acting:
-            if control.passive:
-                if run.reading is None:  # a pass that is differentiated is none of the run's own
-                    control.look(self.kind, call_of(own))
+        if run.reading is not None and self.site is Site.CROSS:
+            run.reading.take(call_of(own))
+        for control, act in run.acting.at(self.site, self.layer.index):
+            if act.do is None:
                 continue
-            act = control.self_attention if self.kind == "self" else control.cross_attention
-            own = Own(partial(act, call_of(own)), plain=False)
+            if act.how is not How.LOOKS:
+                own = Own(partial(act.do, call_of(own, control, act)), plain=False)
+            elif run.reading is None:  # a pass that is differentiated is none of the run's own
+                act.do(call_of(own, control, act))
         return own()
 
     def _calls(
@@ -178,22 +183,20 @@ class SiteHook:
         options: dict[str, Any],
         shape: tuple[int, int],
         extra: dict[str, tuple[Tensor, Tensor]] | None,
-    ) -> Callable[[Own], AttentionCall]:
-        """What the controls are handed: the same for all of them, but for what each stands on."""
-        roles = call.target_roles
-        conditional = tuple(role not in UNCONDITIONAL for role in roles)
-        captured = call.run.captured.get((self.kind, self.layer.index))
-        source = halves = None
-        if captured:
-            prompt = captured[KEY]
-            own_half = [
-                prompt if is_conditional else captured.get(KEY_NEGATIVE, prompt) for is_conditional in conditional
-            ]
-            source = halves = SourceRows([prompt] * len(roles), call.batch)
-            if KEY_NEGATIVE in captured:
-                halves = SourceRows(own_half, call.batch)
+    ) -> Callable[..., AttentionCall]:
+        """What acts are handed: the same for all of them, but for what each stands on and reads of the source."""
+        conditional = tuple(role not in UNCONDITIONAL and not is_row(role) for role in call.target_roles)
+        captured = call.run.captured.get((self.site, self.layer.index))
 
-        def call_of(own: Own) -> AttentionCall:
+        @cache
+        def source(own_half: bool) -> SourceRows | None:
+            if not captured:
+                return None
+            prompt = captured[KEY]
+            other = captured.get(KEY_NEGATIVE, prompt) if own_half else prompt
+            return SourceRows([prompt if chunk else other for chunk in conditional], call.batch)
+
+        def call_of(own: Own, control: Control | None = None, act: Act = ANY) -> AttentionCall:
             return AttentionCall(
                 run=call.run,
                 layer=self.layer,
@@ -204,9 +207,9 @@ class SiteHook:
                 conditional=conditional,
                 batch=call.batch,
                 own=own,
-                attend=lambda a, b, c: host_attention(a, b, c, options),
-                source=source,
-                halves=halves,
+                attend=lambda a, b, c, mask=None: host_attention(a, b, c, options, mask),
+                source=source(act.own_half) if act.reads else None,
+                state=None if control is None else call.run.states.get(control),
                 heads=options["n_heads"],
                 lengths=tuple(n or k.shape[1] for n in call.target_lengths),
                 extra=extra,
@@ -220,7 +223,7 @@ class SiteHook:
 def _split_extra(run: Run, layer: Layer, k: Tensor, v: Tensor, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Keys and values of the contexts that `append_contexts` put behind the rows' own."""
     parts, at = {}, tokens
-    for name, context in _contexts(run, layer).items():
+    for name, context in _contexts(run, layer, k).items():
         end = at + context.shape[1]
         parts[name] = (k[:, at:end], v[:, at:end])
         at = end
@@ -232,11 +235,17 @@ def _split_extra(run: Run, layer: Layer, k: Tensor, v: Tensor, tokens: int) -> d
     return parts
 
 
-def _contexts(run: Run, layer: Layer) -> dict[str, Tensor]:
+def _contexts(run: Run, layer: Layer, like: Tensor) -> dict[str, Tensor]:
+    """The further texts that acts ask for in a layer, on the device and in the precision of `like`.
+
+    They are brought there once per noise level, and not by every layer.
+    """
     result: dict[str, Tensor] = {}
-    for control in run.acting():
-        if layer in control.cross_layers(run.family):
-            result |= control.contexts(run)
+    for control, act in run.acting.at(Site.CROSS, layer.index):
+        if act.contexts is not None:
+            for name, states in act.contexts(run, run.states.get(control)).items():
+                key = (name, like.dtype, like.device)
+                result[name] = run.now(key, lambda states=states: states.to(like))
     return result
 
 
@@ -257,7 +266,7 @@ def append_contexts(
         return n, context, value
     run.cross_tokens[key] = context.shape[1]
     extra = []
-    for states in _contexts(run, layer).values():
+    for states in _contexts(run, layer, context).values():
         if states.shape[0] not in (1, call.batch):
             raise ValueError(
                 f"A prompt of the edit comes as a batch of {states.shape[0]}, but the sampler runs {call.batch} images."
@@ -267,6 +276,6 @@ def append_contexts(
                 f"A prompt of the edit has {states.shape[-1]} numbers per token, but this model reads "
                 f"{context.shape[-1]}. Encode it with the CLIP of the model that you edit with."
             )
-        rows = states.to(context).expand(call.batch, -1, -1).repeat(len(call.roles), 1, 1)
+        rows = states.expand(call.batch, -1, -1).repeat(len(call.roles), 1, 1)
         extra.append(rows)
     return n, torch.cat([context, *extra], dim=1), torch.cat([value, *extra], dim=1)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...host.families import Layer
 from ...host.gradients import differentiable, gradient, plain
-from .control import Control
+from .acts import Site
+from .control import Control, moves
 from .reading import Maps, Reading
 from .run import Run
 
@@ -51,7 +52,7 @@ class Network:
         Raises:
             ValueError: the guider has no such conditioning, or the gradient is not finite.
         """
-        each = [control.cross_layers(self.run.family) for control in self.run.acting() if control.moves]
+        each = [self.run.layers(control, Site.CROSS) for control in self.run.controls if moves(control)]
         lasts = {_last(found).block for found in (layers, *each) if found}
         with differentiable(self.guider.inner_model, self.options, checkpointing) as options:
             if checkpointing:
@@ -66,11 +67,11 @@ class Network:
                 if role not in conds:
                     conds[role] = plain(self._conditioning(role))
                 leaf = x.detach().requires_grad_()
-                wanted = layers if alone is None else alone.cross_layers(self.run.family)
+                wanted = layers if alone is None else self.run.layers(alone, Site.CROSS)
                 with self.run.guided(Reading(wanted), alone) as reading:
                     given = leaf
-                    for control in self.run.acting():
-                        given = control.model_input(self.run, given, self.run.sigma)
+                    for control in self.run.acting.latents:
+                        given = control.given(self.run, self.run.states[control], given, self.run.sigma)
                     comfy.samplers.calc_cond_batch(self.guider.inner_model, [conds[role]], given, sigma, options)
                     if not reading.maps:
                         raise ValueError(

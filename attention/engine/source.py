@@ -15,33 +15,37 @@ from torch import Tensor
 
 from ...host.conditioning import _EDITS_OWN, same_text, source_conditioning
 from ...host.guider import guided
-from ...host.marks import KEY, KEY_NEGATIVE, KEY_SECOND, SOURCES
+from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, row_key
 from . import null_text as null_context
+from .control import GuidanceControl
 from .moment import savable
 from .roles import Call
 from .run import Phase, Run
 
 
 def add_conditionings(run: Run) -> None:
-    """Put the source's conditionings, and a second negative, among those of the run's guider.
+    """Put the source's conditionings, and further negative prompts, among those of the run's guider.
 
     The host processes them with the others, as soon as the run begins.
 
     Raises:
-        ValueError: several controls with a second negative, or prompts of several parts.
+        ValueError: several controls that bring the same row, or prompts of several parts.
     """
     conds = run.guider.conds
-    seconds = [(control.name, given) for control in run.controls if (given := control.second_negative()) is not None]
-    if len(seconds) > 1:
-        raise ValueError(f"{seconds[0][0]} and {seconds[1][0]} both bring a second negative prompt; disconnect one.")
-    for _, given in seconds:
-        conds[KEY_SECOND] = comfy.sampler_helpers.convert_cond(source_conditioning(given))
+    brought: dict[str, str] = {}
+    for control in run.controls:
+        rows = control.rows() if isinstance(control, GuidanceControl) else {}
+        for name, given in rows.items():
+            if name in brought:
+                raise ValueError(f"{brought[name]} and {control.name} both bring a {name} prompt; disconnect one.")
+            brought[name] = control.name
+            conds[row_key(name)] = comfy.sampler_helpers.convert_cond(source_conditioning(given))
     if run.inversion is None:
         return
     conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
     conds.pop(KEY_NEGATIVE, None)
     null_context.register(run.inversion, run.guider)
-    if any(control.both_halves for control in run.controls) and guided(run.guider):
+    if any(act.own_half for acts in run.declared.values() for act in acts) and guided(run.guider):
         null = run.inversion.null_conditioning
         negative = _negative(conds.get("negative") or [] if null is None else comfy.sampler_helpers.convert_cond(null))
         changing = run.inversion.null_states is not None and len(run.inversion.null_states) > 1
@@ -83,7 +87,7 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
 
     if run.packs():
         run.packed_source, run.capture_now = x, capture
-    elif run.moves():
+    elif run.acting.moves:
         savable(capture)
     else:
         capture()
@@ -101,8 +105,7 @@ def present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int
     """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
     packed = run.packed_source is not None and run.phase is Phase.EDIT
     ahead = len(run.sources()) if packed else 0
-    ours = (*SOURCES, KEY_SECOND)
-    return [1 if role in ours else index - ahead for role, index in zip(roles, indices, strict=True)]
+    return [1 if role in SOURCES or is_row(role) else index - ahead for role, index in zip(roles, indices, strict=True)]
 
 
 def with_source(run: Run, call: Call, x: Tensor) -> Tensor:

@@ -6,23 +6,22 @@ give it the source's queries and keys; and softmax(Q_t K_s^T) V_s needs the sour
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from .call import AttentionCall, Features, SourceRows
+from .call import AttentionCall
 
 
-def attend_with(
-    call: AttentionCall, source: Features | SourceRows | None, parts: str, conditional_only: bool = False
-) -> Tensor:
+def attend_with(call: AttentionCall, parts: str, conditional_only: bool = False) -> Tensor:
     """The target rows' attention (R, N, C) with parts from the source.
 
     Args:
         call: the attention.
-        source: `call.source` or `call.halves`.
         parts: which of "q", "k" and "v" are the source's, such as "qk" or "kv".
         conditional_only: leave unconditional rows as they are.
     """
-    assert source is not None
+    source = call.from_source
     chosen = [i for i, conditional in enumerate(call.conditional) if conditional or not conditional_only]
     if not chosen:
         return call.own()
@@ -41,7 +40,7 @@ def attend_with(
     return out
 
 
-def _mixed(call: AttentionCall, source: Features | SourceRows, part: str, chunks: list[int]) -> Tensor:
+def _mixed(call: AttentionCall, source: Any, part: str, chunks: list[int]) -> Tensor:
     result: Tensor = getattr(call, part).clone()
     given: Tensor = getattr(source, part)
     for chunk in chunks:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ...host.families import family_of
 from ...host.guider import guided
-from ...host.marks import KEY, KEY_SECOND
+from ...host.marks import KEY, row_key
 from ...host.models import prediction_of
 from . import null_text as null_context
 from .checks import check_acted, check_halves, check_whole, warn_of_noise
+from .control import LatentControl, moves
 from .moment import savable
 from .moves import checked, move
 from .plan import Plan
@@ -58,19 +59,18 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
     warn_of_noise(plan, sampler)
     options[KEY] = run
-    if any(control.moves for control in plan.controls):
+    if any(moves(control) for control in plan.controls):
         callback = checked(run, callback)
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
         check_acted(run)
-        for control in plan.controls:
-            control.finish(run)
+        out = _finish(run, latent_format, out)
     finally:
         options[KEY] = plan
         run.forget_source()
     passes = f", and {run.guiding} passes for gradients" if run.guiding else ""
     log.info("Attention Edit: %d UNet evaluations%s", run.evaluations, passes)
-    return _finish(run, latent_format, out)
+    return out
 
 
 def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: int | None) -> Run:
@@ -87,12 +87,11 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
     null_context.check_guidance(plan, guider)
-    check_halves(plan, guider)
     size = (int(latent.shape[-2]), int(latent.shape[-1]))
     run = Run(family, seed or 0, sigmas, size, guider, plan.inversion, plan=plan)
+    check_halves(run)
     add_conditionings(run)
-    for control in plan.controls:
-        savable(lambda control=control: control.prepare(run))
+    savable(run.begin)
     _log_plan(run, latent.shape[0])
     return run
 
@@ -103,10 +102,15 @@ def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
     source = second = 0
     for sigma in calls:
         run.move_to(sigma)
-        second += batch if guided(run.guider) and run.mixer() is not None else 0
+        second += batch * len(further_rows(run)) if guided(run.guider) else 0
         if run.inversion is not None:
             source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
     return source, second + len(calls) * batch * (2 if guided(run.guider) else 1)
+
+
+def further_rows(run: Run) -> list[str]:
+    """Names of the further negative prompts that run at this step."""
+    return [name for control in run.acting.guidance for name in control.rows()]
 
 
 def _log_plan(run: Run, batch: int) -> None:
@@ -145,21 +149,23 @@ def _pinned(
 
 
 def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
-    """The final latent: off the scale of the schedule's last level, and what controls make of it.
+    """The final latent: off the scale of the schedule's last level, what controls make of it, and their end.
 
     The inversion's schedule ends at sigma_0, where alpha is alpha_0 and not 1 ("set alpha to one" off); samplers
     leave x there, the image latent is z = x / sqrt(1 + sigma_0^2).
     """
-    last, inversion = run.sigmas[-1], run.inversion
-    if inversion is None:
-        return out
-    z = latent_format.process_in(out)
-    if last > 0:
-        z = z / (1 + last * last) ** 0.5
+    last = run.sigmas[-1]
+    if run.inversion is not None:
+        z = latent_format.process_in(out)
+        if last > 0:
+            z = z / (1 + last * last) ** 0.5
+        for control in run.controls:
+            if isinstance(control, LatentControl) and control in run.acted:
+                z = control.result(run, run.states[control], z)
+        out = latent_format.process_out(z)
     for control in run.controls:
-        if control in run.acted:
-            z = control.result(run, z)
-    return latent_format.process_out(z)
+        control.finish(run, run.states[control], out)
+    return out
 
 
 def _predict_noise(
@@ -176,27 +182,28 @@ def _predict_noise(
         return executor(x, timestep, model_options, seed)
     run.move_to(float(timestep.max()))
     run.moved = None
-    if not run.acting():
+    acting = run.acting
+    if not acting.controls:
         return executor(x, timestep, model_options, seed)
     run.forget_source()
-    run.acted.update(run.acting())
+    run.acted.update(acting.controls)
     # Features of the source are read within one call, and so on one device.
     model_options = {k: v for k, v in model_options.items() if k != "multigpu_clones"}
     guider = executor.class_obj
     try:
-        if run.inversion is not None and run.reads_source():
+        if run.inversion is not None and acting.reads_source:
             prepare_source(run, guider, timestep, model_options)
-        if run.moves():
+        if acting.moves:
             move(run, x, Network(run, guider, timestep, model_options))
         given = x
-        for control in run.acting():
-            given = control.model_input(run, given, run.sigma)
+        for control in acting.latents:
+            given = control.given(run, run.states[control], given, run.sigma)
         with run.during(Phase.EDIT):
             denoised = _apart_if_needed(run, guider, (given, timestep, model_options, seed), executor)
     finally:
         run.forget_source()
-    for control in run.acting():
-        denoised = control.denoised(run, denoised, x, run.sigma)
+    for control in acting.latents:
+        denoised = control.predicted(run, run.states[control], denoised, x, run.sigma)
     return denoised
 
 
@@ -205,7 +212,7 @@ def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: An
     try:
         return executor(*given)
     except Exception as error:
-        if run.packed_source is None or any(control.keeps_sums for control in run.acting()):
+        if run.packed_source is None or run.acting.keeps_sums:
             raise  # what layers have added to sums before the failure would count twice
         comfy.model_management.raise_non_oom(error)
     # Outside of the handler, whose traceback would hold the call's tensors.
@@ -227,19 +234,18 @@ def _calc_cond_batch(
     conds = [null_context.replaced(run, index, part) for index, part in enumerate(conds)]
     if run.phase is not Phase.EDIT:
         return executor(model, conds, x_in, timestep, model_options)
-    # A packed source comes first, so that it is never late; a second negative stands behind the guider's own.
+    # A packed source comes first, so that it is never late; further negatives stand behind the guider's own.
     sources = source_conds(run) if run.packed_source is not None else []
     sources = [null_context.replaced(run, 1, part) for part in sources]
-    mixer = run.mixer() if len(conds) > 1 and conds[1] is not None else None
-    second = [[c for c in run.guider.conds[KEY_SECOND] if "area" not in c]] if mixer is not None else []
-    out = executor(model, [*sources, *conds, *second], x_in, timestep, model_options)[len(sources) :]
-    if mixer is not None:
-        # The prediction is linear in the noise, so to mix the one is to mix the other.
-        out[1] = torch.lerp(out[-1], out[1], mixer.negative_share(run))
-    if len(conds) > 1 and conds[0] is not None and conds[1] is not None:
-        for control in run.acting():
-            if control.shapes_guidance:
-                out[0] = out[1] + control.difference(run, out[0] - out[1])
+    halves = len(conds) > 1 and conds[0] is not None and conds[1] is not None
+    names = further_rows(run) if halves else []
+    further = [[c for c in run.guider.conds[row_key(name)] if "area" not in c] for name in names]
+    out = executor(model, [*sources, *conds, *further], x_in, timestep, model_options)[len(sources) :]
+    if halves:
+        predictions = {"cond": out[0], "uncond": out[1], **dict(zip(names, out[len(conds) :], strict=True))}
+        for control in run.acting.guidance:
+            predictions |= control.combine(run, run.states[control], predictions)
+        out[0], out[1] = predictions["cond"], predictions["uncond"]
     return out[: len(conds)]
 
 

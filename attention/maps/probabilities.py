@@ -40,12 +40,21 @@ def cross_map(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: 
         )
     if any(not 0 <= column < own for column in columns):
         raise ValueError(f"Token positions {list(columns)} are not all within the text's {own} tokens.")
-    wanted = torch.tensor(list(columns), dtype=torch.long, device=q.device)
     parts = []
     for probabilities in _chunks(q, k, heads):
         folded = probabilities.unflatten(-1, (-1, own)).sum(-2)
-        parts.append(folded.index_select(-1, wanted).mean(1))
+        parts.append(picked(folded, columns).mean(1))
     return torch.cat(parts, dim=1)
+
+
+def picked(values: Tensor, columns: Sequence[int]) -> Tensor:
+    """Columns (..., T) of values (..., L). No list is copied to the device: that would wait for it in every layer."""
+    if not columns:
+        return values[..., :0]
+    first, count = columns[0], len(columns)
+    if list(columns) == list(range(first, first + count)):
+        return values[..., first : first + count].contiguous()
+    return torch.stack([values[..., column] for column in columns], dim=-1)
 
 
 def self_map(q: Tensor, k: Tensor, heads: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...host.families import Family, Layer
+from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import Control
 from ..engine.moment import Moment
@@ -103,6 +104,10 @@ class _Sum:
         return MeanMap((self.total / self.count).cpu(), self.shape, len(self.layers))
 
 
+Sums = dict[tuple[Site, int], _Sum]
+"""What one run has recorded so far, by site and scale."""
+
+
 @dataclass(frozen=True, eq=False)
 class RecordMaps(Control):
     """Records maps of the conditional rows.
@@ -120,68 +125,71 @@ class RecordMaps(Control):
     start: float = 0.0
     end: float = 1.0
     name = "Record Attention Maps"
-    passive = True
-    keeps_sums = True
     columns: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", self.maps.prompt.content)
 
-    def self_layers(self, family: Family) -> tuple[Layer, ...]:
-        return _of_scales(family, self.self_scales)
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        window, cross = Window(self.start, self.end), self.cross_scales if self.columns else ()
+        sites = ((Site.SELF, self.self_scales, self.look_at_itself), (Site.CROSS, cross, self.look_at_words))
+        return tuple(
+            Act(site, _of_scales(family, scales), during=window, do=do, how=How.LOOKS) for site, scales, do in sites
+        )
 
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return _of_scales(family, self.cross_scales) if self.columns else ()
-
-    def prepare(self, run: Moment) -> None:
+    def begin(self, run: Moment) -> Sums:
         """Forget the last run.
 
         Raises:
             ValueError: the window holds no step.
         """
         self.maps.keep(None)
-        if round(self.start * run.steps) >= round(self.end * run.steps):
+        if not Window(self.start, self.end).of(run.steps):
             raise ValueError(
                 f"Record Attention Maps is to record from {self.start:g} to {self.end:g} of {run.steps} steps, which "
                 "is no step at all. Lower its start or raise its end."
             )
+        return {}
 
-    def acts(self, run: Moment) -> bool:
-        return run.within(self.start, self.end)
+    def look_at_itself(self, call: AttentionCall) -> None:
+        """Add this layer's self-attention map of the conditional rows."""
+        chunk = self._prompted(call)
+        if chunk is not None:
+            rows = call.rows(chunk)
+            self._add(call, Site.SELF, self_map(call.q[rows], call.k[rows], call.heads))
 
-    def look(self, kind: str, call: AttentionCall) -> None:
-        """Add this layer's maps of the conditional rows."""
-        chunks = [i for i, conditional in enumerate(call.conditional) if conditional]
-        if not chunks:
+    def look_at_words(self, call: AttentionCall) -> None:
+        """Add this layer's maps of the prompt's words, of the conditional rows."""
+        chunk = self._prompted(call)
+        if chunk is None:
             return
+        rows, length = call.rows(chunk), call.lengths[chunk]
+        if length != self.maps.prompt.length:
+            raise ValueError(
+                f"The positive conditioning has {length} tokens, but the prompt whose words are recorded has "
+                f"{self.maps.prompt.length}. Connect the conditioning and the prompt of the same Prompt with Words."
+            )
+        self._add(call, Site.CROSS, cross_map(call.q[rows], call.k[rows], call.heads, self.columns, length))
+
+    def _prompted(self, call: AttentionCall) -> int | None:
+        chunks = [i for i, conditional in enumerate(call.conditional) if conditional]
         if len(chunks) > 1:
             raise ValueError(
                 f"The sampler has {len(chunks)} positive conditionings; maps can be recorded of one prompt. Connect "
                 "the conditioning of Prompt with Words alone."
             )
-        rows = call.rows(chunks[0])
-        q, k = call.q[rows], call.k[rows]
-        if kind == "self":
-            values = self_map(q, k, call.heads)
-        else:
-            length = call.lengths[chunks[0]]
-            if length != self.maps.prompt.length:
-                raise ValueError(
-                    f"The positive conditioning has {length} tokens, but the prompt whose words are recorded has "
-                    f"{self.maps.prompt.length}. Connect the conditioning and the prompt of the same Prompt with Words."
-                )
-            values = cross_map(q, k, call.heads, self.columns, length)
-        sums: dict[tuple[str, int], _Sum] = call.run.once(self, dict)
-        sums.setdefault((kind, call.layer.scale), _Sum()).add(call, values)
+        return chunks[0] if chunks else None
 
-    def finish(self, run: Moment) -> None:
+    def _add(self, call: AttentionCall, site: Site, values: Tensor) -> None:
+        call.state.setdefault((site, call.layer.scale), _Sum()).add(call, values)
+
+    def finish(self, run: Moment, state: Sums, latent: Tensor) -> None:
         """Leave the means."""
-        sums: dict[tuple[str, int], _Sum] = run.once(self, dict)
         means = {
-            kind: {scale: total.mean() for (of, scale), total in sums.items() if of == kind}
-            for kind in ("cross", "self")
+            site: {scale: total.mean() for (of, scale), total in state.items() if of is site}
+            for site in (Site.CROSS, Site.SELF)
         }
-        self.maps.keep(Recording(self.columns, means["cross"], means["self"], run.size))
+        self.maps.keep(Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size))
 
 
 def _of_scales(family: Family, scales: tuple[int, ...]) -> tuple[Layer, ...]:

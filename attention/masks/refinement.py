@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...host.families import Family, Layer
+from ..engine.acts import Window
 from ..engine.moment import Moment
 from ..maps.recorder import sizes_of
 from ..words.alignment import find_words
@@ -73,7 +75,15 @@ class Refinement:
 
     def first(self, run: Moment) -> int:
         """The first step, from 0, in which a refined mask holds; at least one step is needed to make it."""
-        return max(1, round(self.start * run.steps))
+        return max(1, Window(self.start).first(run.steps))
+
+    def word_layers(self, family: Family) -> tuple[Layer, ...]:
+        """Layers whose word maps are read."""
+        return tuple(layer for layer in family.layers if not self.scales or layer.scale in self.scales)
+
+    def own_layers(self, family: Family) -> tuple[Layer, ...]:
+        """Layers whose self-attention sharpens them."""
+        return tuple(layer for layer in family.layers if layer.scale == self.own_scale)
 
     def prepare(self, run: Moment) -> None:
         """Forget the masks of the last run.

@@ -36,6 +36,7 @@ class Target:
         self._derived: dict[Hashable, Any] = {}
         self._words: Tensor | None = None
         self._own: MeanMap | None = None
+        self._within: Tensor | None = None
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for since the mask was last replaced."""
@@ -52,16 +53,12 @@ class Target:
         refinement = self._refinement
         if refinement is None or call.run.step < refinement.first(call.run) - 1:
             return
-        if call.guiding:
-            return
         add = {"cross": self._add_words, "self": self._add_own}[kind]
         for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
             add(refinement, call, call.rows(chunk))
 
     def _add_words(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
         """The words' maps over their maximum, nearest at the latent's size (the official code's way)."""
-        if refinement.scales and call.layer.scale not in refinement.scales:
-            return
         heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
         heat = heat.mean(-1).unflatten(1, call.shape)
         heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
@@ -70,8 +67,6 @@ class Target:
 
     def _add_own(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
         """Which pixels of the drawing look at which; only their proportions matter."""
-        if call.layer.scale != refinement.own_scale:
-            return
         values = self_map(call.q[rows], call.k[rows], call.heads)
         if self._own is None:
             self._own = MeanMap(values, call.shape, 1)
@@ -94,7 +89,9 @@ class Target:
         """Where the refined mask may be, at the latent's size; None for everywhere."""
         if reach >= 1:
             return None
-        return run.once((self, "reachable"), lambda: resize(grow(self._given, reach), run.size, "any"))
+        if self._within is None:
+            self._within = savable(lambda: resize(grow(self._given, reach), run.size, "any"))
+        return self._within
 
 
 def select(heat: Tensor, threshold: float, given: Tensor, reachable: Tensor | None = None) -> Tensor:

@@ -6,19 +6,28 @@ The latent blending of Prompt-to-Prompt (local blend) and MAG-Edit, for any samp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from ...inversion.record import Inversion
+from ..engine.acts import Window
 from ..engine.after_step import keep_source
-from ..engine.control import Control
-from ..engine.moment import Moment
+from ..engine.control import LatentControl
+from ..engine.moment import Moment, savable
 from ..masks.cells import check_aspect, for_batch, resize
 
 
+@dataclass
+class _Cells:
+    """The mask on latent cells, by what the latents are (shape, device, precision)."""
+
+    by_kind: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
-class ExactBackground(Control):
+class ExactBackground(LatentControl):
     """Keep the image outside a mask exactly, up to the autoencoder.
 
     Attributes:
@@ -32,31 +41,35 @@ class ExactBackground(Control):
     name: str = "Exact Background"
     guidable = True
 
-    def model_input(self, run: Moment, x: Tensor, sigma: float) -> Tensor:
+    def begin(self, run: Moment) -> _Cells:
+        """Refuse a mask of another picture before anything is computed."""
+        check_aspect(self.changed, run.size, f"mask of {self.name}")
+        return _Cells()
+
+    def acts(self, run: Moment, state: _Cells) -> bool:
+        return run.inversion is not None and run.step >= Window(self.start).first(run.steps)
+
+    def given(self, run: Moment, state: _Cells, x: Tensor, sigma: float) -> Tensor:
         """The network sees the source's latent outside the mask."""
-        return self._blend(run, x, lambda inversion: inversion.at(sigma))
+        return self._blend(run, state, x, lambda inversion: inversion.at(sigma))
 
-    def denoised(self, run: Moment, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
+    def predicted(self, run: Moment, state: _Cells, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
         """Outside the mask the sampler is steered along the source's own step."""
-        return self._blend(run, denoised, lambda inversion: inversion.clean_at(sigma))
+        return self._blend(run, state, denoised, lambda inversion: inversion.clean_at(sigma))
 
-    def result(self, run: Moment, latent: Tensor) -> Tensor:
+    def result(self, run: Moment, state: _Cells, latent: Tensor) -> Tensor:
         """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
-        return self._blend(run, latent, lambda inversion: inversion.latents[0])
+        return self._blend(run, state, latent, lambda inversion: inversion.latents[0])
 
-    def _blend(self, run: Moment, x: Tensor, source: Callable[[Inversion], Tensor]) -> Tensor:
-        assert run.inversion is not None
-        mask = run.once((self, x.shape, x.device, x.dtype), lambda: self._cells(x))
-        return keep_source(x, source(run.inversion), mask)
+    def _blend(self, run: Moment, state: _Cells, x: Tensor, source: Callable[[Inversion], Tensor]) -> Tensor:
+        if run.inversion is None:
+            return x
+        kind = (x.shape, x.device, x.dtype)
+        if kind not in state.by_kind:
+            state.by_kind[kind] = savable(lambda: self._cells(x))
+        return keep_source(x, source(run.inversion), state.by_kind[kind])
 
     def _cells(self, like: Tensor) -> Tensor:
         """(B, 1, h, w) as `like`: 1 where any pixel of a latent cell changes."""
         cells = resize(self.changed, (like.shape[-2], like.shape[-1]), "any")
         return for_batch(cells, like.shape[0], f"mask of {self.name}")[:, None].to(like)
-
-    def prepare(self, run: Moment) -> None:
-        """Refuse a mask of another picture before anything is computed."""
-        check_aspect(self.changed, run.size, f"mask of {self.name}")
-
-    def acts(self, run: Moment) -> bool:
-        return run.inversion is not None and run.step >= round(self.start * run.steps)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...host.families import Family, Layer
+from ...host.families import Family
+from ..engine.acts import NULL_TEXT, Act, How, Site, Window
 from ..engine.call import AttentionCall
-from ..engine.control import Claim, Control
+from ..engine.control import LatentControl, MapControl
 from ..engine.moment import Moment
 from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.edit_masks import EditMasks
@@ -24,7 +25,6 @@ from ..masks.target import Target
 
 log = logging.getLogger(__name__)
 
-NULL = "cpam null text"
 KEY_MASKS = ("target", "source", "union")
 RETAIN_LAYER = {"SD1.x": 7, "SD2.x": 7, "SDXL": 54}
 """First layer that keeps an object's look, by family, as the official code sets it."""
@@ -49,7 +49,7 @@ class _Places:
 
 
 @dataclass(frozen=True, eq=False)
-class CPAM(Control):
+class CPAM(MapControl, LatentControl):
     """CPAM's two modules.
 
     Attributes:
@@ -74,21 +74,30 @@ class CPAM(Control):
     name = "CPAM"
     guidable = True
 
-    @property
-    def keeps_sums(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Refinement sums maps up."""
-        return self.masks.refinement is not None
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        window = Window(0.0, self.end, released=True)
+        acts = [Act(Site.SELF, family.layers, during=window, do=self.preserve, reads="kv")]
+        if self.localized:
+            acts.append(
+                Act(
+                    Site.CROSS,
+                    family.layers,
+                    during=window,
+                    do=self.extract,
+                    how=How.STANDS_ON,
+                    contexts=self._unconditional,
+                )
+            )
+        refinement = self.masks.refinement
+        if refinement is not None:
+            looks = (
+                (Site.CROSS, refinement.word_layers(family), _look_at_words),
+                (Site.SELF, refinement.own_layers(family), _look_at_itself),
+            )
+            acts += [Act(site, layers, during=window, do=do, how=How.LOOKS) for site, layers, do in looks]
+        return tuple(acts)
 
-    def self_layers(self, family: Family) -> tuple[Layer, ...]:
-        return family.layers
-
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return family.layers if self.localized or self.masks.refinement else ()
-
-    def replaces(self, family: Family) -> tuple[Claim, ...]:
-        return (Claim("self", family.layers, 0.0, self.end),)
-
-    def prepare(self, run: Moment) -> None:
+    def begin(self, run: Moment) -> Manipulation:
         """Check the masks, and draw which layers of which steps are normal from the run's seed (one Bernoulli each)."""
         for mask in (self.masks.source, self.masks.target):
             check_aspect(mask, run.size, "edit mask")
@@ -100,43 +109,36 @@ class CPAM(Control):
                 self.retain_layer,
                 len(run.family.layers) - 1,
             )
-        rng = torch.Generator().manual_seed(run.seed)
-        draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
-        run.once((self, "normal"), lambda: (draws < self.normal_share).tolist())
         if self.localized and len(run.guider.conds.get("negative") or []) > 1:
             log.warning(
                 "The negative prompt has several parts; CPAM shows the first of them to the kept pixels. Connect one "
                 "plain negative prompt."
             )
+        rng = torch.Generator().manual_seed(run.seed)
+        draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
+        target = Target(self.masks.target, self.masks.refinement)
+        return Manipulation(target, (draws < self.normal_share).tolist())
 
-    def acts(self, run: Moment) -> bool:
-        return run.step < round(self.end * run.steps)
+    def acts(self, run: Moment, state: Manipulation) -> bool:
+        """As long as it acts in layers, it sees steps end."""
+        return False
 
-    def reads_source(self, run: Moment) -> bool:
-        return True
-
-    def _target(self, run: Moment) -> Target:
-        """M_t of the moment."""
-        return run.once((self, "target"), lambda: Target(self.masks.target, self.masks.refinement))
-
-    def contexts(self, run: Moment) -> Mapping[str, Tensor]:
+    def _unconditional(self, run: Moment, state: Manipulation) -> Mapping[str, Tensor]:
         """The unconditional prompt, so that outside the target mask both halves of guidance see the same text."""
-        if not self.localized:
-            return {}
         states = run.context("negative")
         if states is None:
             raise ValueError(
                 "CPAM's localized extraction shows the empty prompt to the kept pixels, but the sampler has no "
                 "negative conditioning. Use a CFG guider (or KSampler) with an empty negative prompt."
             )
-        return {NULL: states}
+        return {NULL_TEXT: states}
 
-    def self_attention(self, call: AttentionCall) -> Tensor:
+    def preserve(self, call: AttentionCall) -> Tensor:
         """Eqs 1-3, for conditional and unconditional rows alike."""
-        self._target(call.run).look("self", call)
-        if call.run.once((self, "normal"), list)[call.run.step][call.layer.index]:
+        state: Manipulation = call.state
+        if state.normal[call.run.step][call.layer.index]:
             return call.own()
-        places = self._target(call.run).once((call.shape, call.batch, call.q.device), lambda: self._places(call))
+        places = state.target.once((call.shape, call.batch, call.q.device), lambda: self._places(call))
         retained = self._retains(call)
         if len(places) == 1:
             return _compose(call, places[0], retained)
@@ -151,7 +153,7 @@ class CPAM(Control):
         def at(mask: Tensor) -> Tensor:
             return for_batch(resize(mask, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
 
-        given = self._target(call.run).mask
+        given = call.state.target.mask
         target, source = at(given), at(self.masks.source)
         foreground = {"target": target, "source": source, "union": target | source}[self.key_mask]
         sides = (target, ~target, at(~self.masks.source), foreground)
@@ -165,42 +167,70 @@ class CPAM(Control):
         ]
 
     def _retains(self, call: AttentionCall) -> bool:
-        started = call.run.step >= round(self.retain_start * call.run.steps)
+        started = call.run.step >= Window(self.retain_start).first(call.run.steps)
         first = RETAIN_LAYER[call.run.family.name] if self.retain_layer is None else self.retain_layer
         return self.masks.retain and started and call.layer.index >= first
 
-    def cross_attention(self, call: AttentionCall) -> Tensor:
+    def extract(self, call: AttentionCall) -> Tensor:
         """Eq 4, for conditional rows: the prompt inside M_t, the null text elsewhere."""
-        target = self._target(call.run)
-        target.look("cross", call)
-        if not self.localized or not any(call.conditional) or bool(target.mask.all()):
+        target: Target = call.state.target
+        everywhere = target.once("everywhere", lambda: bool(target.mask.all()))
+        if call.extra is None or everywhere or not any(call.conditional):
             return call.own()
-        assert call.extra is not None
-        prompted = target.once(("cross", call.shape, call.conditional), lambda: self._prompted(call))
-        elsewhere = call.attend(call.q, *call.extra[NULL])
+        key = ("cross", call.shape, call.batch, call.conditional, call.q.device)
+        prompted = target.once(key, lambda: self._prompted(call))
+        elsewhere = call.attend(call.q, *call.extra[NULL_TEXT])
         return torch.where(prompted, call.own(), elsewhere)
 
-    def cross_map(self, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
+    def rewritten(self, state: Manipulation, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
         """Eq 4: outside M_t no pixel attends to the prompt."""
         if not self.localized:
             return target
-        return target * self._inside(call).to(target)[:, None, :, None]
+        key = ("inside", call.shape, call.batch, target.dtype, target.device)
+        inside = state.target.once(key, lambda: self._inside(state.target.mask, call).to(target))
+        return target * inside[:, None, :, None]
 
-    def _inside(self, call: AttentionCall) -> Tensor:
+    def _inside(self, mask: Tensor, call: AttentionCall) -> Tensor:
         """M_t on a layer's image tokens: (B, N) bool."""
-        inside = resize(self._target(call.run).mask, call.shape, self.resize_rule).flatten(1)
-        return for_batch(inside, call.batch, "edit mask")
+        return for_batch(resize(mask, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
 
     def _prompted(self, call: AttentionCall) -> Tensor:
         """Queries (R, N, 1) that read their own row's text: all of unconditional rows, else those inside M_t."""
-        inside = self._inside(call).repeat(len(call.conditional), 1)
+        inside = self._inside(call.state.target.mask, call).repeat(len(call.conditional), 1)
         unconditional = ~torch.tensor(call.conditional).repeat_interleave(call.batch)
         return (inside | unconditional[:, None])[..., None].to(call.q.device)
 
-    def denoised(self, run: Moment, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
+    def predicted(self, run: Moment, state: Manipulation, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
         """The end of a step, after which the next one may have another M_t."""
-        self._target(run).step_done(run)
+        state.target.step_done(run)
         return denoised
+
+    def shown(self) -> Tensor | None:
+        return self.masks.target if self.localized else None
+
+    def follows(self) -> str:
+        return "" if self.masks.refinement is None else "Refine Mask"
+
+
+@dataclass(frozen=True, eq=False)
+class Manipulation:
+    """CPAM in one run.
+
+    Attributes:
+        target: M_t of the moment.
+        normal: which layers of which steps keep normal self-attention.
+    """
+
+    target: Target
+    normal: list[list[bool]]
+
+
+def _look_at_words(call: AttentionCall) -> None:
+    call.state.target.look("cross", call)
+
+
+def _look_at_itself(call: AttentionCall) -> None:
+    call.state.target.look("self", call)
 
 
 def _compose(call: AttentionCall, place: _Places, retained: bool) -> Tensor:
@@ -210,9 +240,8 @@ def _compose(call: AttentionCall, place: _Places, retained: bool) -> Tensor:
     once, for the side of Eq 3 that it is on. A side without keys (a mask that covers everything) gives way to
     the other one.
     """
-    assert call.source is not None
-    rows, q = place.rows, call.q[place.rows]
-    k, v = call.source.k[rows], call.source.v[rows]
+    rows, q, source = place.rows, call.q[place.rows], call.from_source
+    k, v = source.k[rows], source.v[rows]
     everything = not len(place.outside) or not len(place.background)
     inside = slice(None) if everything else place.inside
     if retained and len(place.foreground):

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...host.families import Family, Layer
+from ...host.families import Family
+from ..engine.acts import Act, Site, Window
 from ..engine.call import AttentionCall
-from ..engine.control import Claim, Control
+from ..engine.control import Control
 from ..engine.layers import RESOLUTION, layers_of
-from ..engine.moment import Moment
 from ..engine.substitute import attend_with
 
 
@@ -34,18 +34,10 @@ class FPE(Control):
     both_halves: bool = False
     name = "FPE"
 
-    def self_layers(self, family: Family) -> tuple[Layer, ...]:
-        return layers_of(family, self.layers)
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        layers, window = layers_of(family, self.layers), Window(0.0, self.end, released=True)
+        return (Act(Site.SELF, layers, during=window, do=self.attend, reads="qk", own_half=self.both_halves),)
 
-    def replaces(self, family: Family) -> tuple[Claim, ...]:
-        return (Claim("self", self.self_layers(family), 0.0, self.end),)
-
-    def acts(self, run: Moment) -> bool:
-        return run.within(0.0, self.end)
-
-    def reads_source(self, run: Moment) -> bool:
-        return True
-
-    def self_attention(self, call: AttentionCall) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
         """The source's map with the target's values: attention on (Q_s, K_s, V_t)."""
-        return attend_with(call, call.halves, "qk", conditional_only=not self.both_halves)
+        return attend_with(call, "qk", conditional_only=not self.both_halves)

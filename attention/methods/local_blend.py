@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...host.families import Family, Layer
+from ...host.families import Family
+from ..engine.acts import Act, How, Site, Window
 from ..engine.after_step import SourceAfterStep
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt
 from ..engine.moment import Moment
-from ..maps.probabilities import OBJECT_SCALE, cross_map
+from ..maps.probabilities import OBJECT_SCALE, cross_map, picked
 from ..words.alignment import find_word, find_words
 from ..words.prompt import Prompt
 
@@ -49,7 +50,6 @@ class LocalBlend(SourceAfterStep):
     threshold: float = 0.3
     subtract_threshold: float = 0.3
     name = "Local Blend"
-    keeps_sums = True
 
     def columns(self) -> dict[str, tuple[int, ...]]:
         """Token positions by side and purpose.
@@ -69,45 +69,38 @@ class LocalBlend(SourceAfterStep):
             found["target kept"] = tuple(p for _, places in kept for p in places)
         return found
 
-    def prepare(self, run: Moment) -> None:
+    def begin(self, run: Moment) -> _Sums:
         """Refuse a source prompt that the image was not inverted with."""
         check_source_prompt(run, self.source, self.name)
+        return _Sums()
 
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return tuple(layer for layer in family.layers if layer.scale == OBJECT_SCALE)
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        layers = tuple(layer for layer in family.layers if layer.scale == OBJECT_SCALE)
+        return (Act(Site.CROSS, layers, do=self.look, reads="qk", when=self.acts, how=How.LOOKS),)
 
-    def acts(self, run: Moment) -> bool:
+    def acts(self, run: Moment, state: _Sums) -> bool:
         return run.inversion is not None and self.start < 1
 
-    def reads_source(self, run: Moment) -> bool:
-        return True
+    def look(self, call: AttentionCall) -> None:
+        """Add up the maps as the other controls rewrite them."""
+        if not any(call.conditional):
+            return
+        chunk = call.conditional.index(True)
+        rows, length, kept = call.rows(chunk), call.lengths[chunk], call.from_source
+        source = cross_map(kept.q[rows], kept.k[rows], call.heads, range(kept.k.shape[1]))
+        target = cross_map(call.q[rows], call.k[rows, :length], call.heads, range(length))
+        target = call.rewrite(call, source, target)
+        for name, positions in self.columns().items():
+            side = source if name.startswith("source") else target
+            call.state.add(name, picked(side, positions).sum(-1).unflatten(1, call.shape))
 
-    def reads_cross(self, run: Moment) -> tuple[Layer, ...]:
-        return self.cross_layers(run.family)
-
-    def cross_attention(self, call: AttentionCall) -> Tensor:
-        """Look at the maps as the other controls rewrite them, and add them up; attention stays as it is."""
-        if any(call.conditional):
-            assert call.source is not None
-            chunk = call.conditional.index(True)
-            rows, length = call.rows(chunk), call.lengths[chunk]
-            length_source = call.source.k.shape[1]
-            source = cross_map(call.source.q[rows], call.source.k[rows], call.heads, range(length_source))
-            target = cross_map(call.q[rows], call.k[rows, :length], call.heads, range(length))
-            target = call.rewrite(call, source, target)
-            sums = call.run.once((self, "sums"), _Sums)
-            for name, positions in self.columns().items():
-                side = source if name.startswith("source") else target
-                sums.add(name, side[..., list(positions)].sum(-1).unflatten(1, call.shape))
-        return call.own()
-
-    def first(self, run: Moment) -> int:
+    def first(self, run: Moment, state: _Sums) -> int:
         """Of 50 steps the 11th."""
-        return round(self.start * run.steps)
+        return Window(self.start, released=True).first(run.steps)
 
-    def mask(self, run: Moment, latent: Tensor) -> Tensor | None:
+    def mask(self, run: Moment, state: _Sums, latent: Tensor) -> Tensor | None:
         """(B, 1, h, w), 1 where either prompt's words attend and no subtracted word does; None before any step."""
-        sums = run.once((self, "sums"), _Sums).maps
+        sums = state.maps
         if not sums:
             return None
         size = (latent.shape[-2], latent.shape[-1])

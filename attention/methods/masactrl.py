@@ -8,17 +8,19 @@ out = M_t Att(Q_t, K_s, V_s; M_s) + (1 - M_t) Att(Q_t, K_s, V_s; 1 - M_s).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...host.families import Family, Layer
-from ..engine.call import AttentionCall, Features, SourceRows
+from ..engine.acts import Act, How, Site, Window
+from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt
-from ..engine.control import Claim, Control
-from ..engine.moment import Moment
+from ..engine.control import Control
+from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
 from ..maps.probabilities import OBJECT_SCALE, cross_map
 from ..masks.cells import check_aspect, for_batch, resize
@@ -73,143 +75,174 @@ class MasaCtrl(Control):
     both_halves: bool = True
     name = "MasaCtrl"
 
-    @property
-    def keeps_sums(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Masks from words sum maps up."""
-        return self.words is not None
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        window = Window(self.start, self.end, released=True)
+        layers = self.layers(family)
+        acts = [Act(Site.SELF, layers, during=window, do=self.attend, reads="kv", own_half=self.both_halves)]
+        if self.words is not None:
+            last = max((layer.index for layer in layers), default=-1)
+            looked = tuple(la for la in family.layers if la.scale == OBJECT_SCALE and la.index < last)
+            acts.append(Act(Site.CROSS, looked, during=window, do=self.look, reads="qk", how=How.LOOKS))
+        return tuple(acts)
 
-    def self_layers(self, family: Family) -> tuple[Layer, ...]:
+    def layers(self, family: Family) -> tuple[Layer, ...]:
+        """From L on."""
         first = FIRST_LAYER[family.name] if self.first_layer is None else self.first_layer
         return family.layers[first:]
 
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        if self.words is None:
-            return ()
-        last = max((layer.index for layer in self.self_layers(family)), default=-1)
-        return tuple(layer for layer in family.layers if layer.scale == OBJECT_SCALE and layer.index < last)
-
-    def replaces(self, family: Family) -> tuple[Claim, ...]:
-        return (Claim("self", self.self_layers(family), self.start, self.end),)
-
-    def prepare(self, run: Moment) -> None:
+    def begin(self, run: Moment) -> Seen:
         for mask in self.masks or ():
             check_aspect(mask, run.size, "mask of MasaCtrl")
         if self.words is not None:
             check_source_prompt(run, self.words.source, self.name)
-        if not self.self_layers(run.family):
+        if not self.layers(run.family):
             log.warning(
                 "MasaCtrl does nothing: first_layer is %d, and the model's last layer is %d. Lower it.",
                 self.first_layer,
                 len(run.family.layers) - 1,
             )
+        return Seen()
 
-    def acts(self, run: Moment) -> bool:
-        return run.within(self.start, self.end)
+    def look(self, call: AttentionCall) -> None:
+        """Add the maps of the word."""
+        if self.words is None or not any(call.conditional):
+            return
+        chunk = call.conditional.index(True)
+        rows, source, (here, there) = call.rows(chunk), call.from_source, self.words.columns()
+        k = call.k[rows, : call.lengths[chunk]]
+        pairs = ((source.q[rows], source.k[rows], here), (call.q[rows], k, there))
+        maps = (cross_map(q, keys, call.heads, columns).sum(-1).unflatten(1, call.shape) for q, keys, columns in pairs)
+        call.state.add(call.run.sigma, tuple(maps))
 
-    def reads_source(self, run: Moment) -> bool:
-        return bool(self.self_layers(run.family))
-
-    def reads_cross(self, run: Moment) -> tuple[Layer, ...]:
-        return self.cross_layers(run.family)
-
-    def cross_attention(self, call: AttentionCall) -> Tensor:
-        """Look at the maps of the word; attention stays as it is."""
-        if self.words is not None and any(call.conditional):
-            assert call.source is not None
-            rows = call.rows(call.conditional.index(True))
-            here, there = self.words.columns()
-            k = call.k[rows, : call.lengths[call.conditional.index(True)]]
-            seen = call.run.now((self, "maps"), list)
-            seen.append(
-                tuple(
-                    cross_map(q, keys, call.heads, columns).sum(-1).unflatten(1, call.shape)
-                    for q, keys, columns in (
-                        (call.source.q[rows], call.source.k[rows], here),
-                        (call.q[rows], k, there),
-                    )
-                )
-            )
-        return call.own()
-
-    def self_attention(self, call: AttentionCall) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
         """The source's keys and values, each half of guidance its own."""
-        assert call.halves is not None
-        masks = self._layer_masks(call)
-        if masks is None and not self.union:
-            return attend_with(call, call.halves, "kv")
-        if masks is None:
-            everything = torch.ones(1, call.q.shape[1], dtype=torch.bool)
-            masks = (everything, everything)
-        return _two_sided(call, call.halves, *masks, self.union)
-
-    def _layer_masks(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
-        """M_s and M_t as (1 or B, N) bool on the CPU; None without masks."""
         if self.words is not None:
-            return self._word_masks(call)
-        if self.masks is None:
-            return None
-        source, target = self.masks
+            masks = call.state.masks(call.shape, self.words.threshold)
+            return attend_with(call, "kv") if masks is None and not self.union else _masked(call, masks, self.union)
+        if self.masks is None and not self.union:
+            return attend_with(call, "kv")
+        key = (call.shape, call.batch, call.q.device)
+        places = call.state.places
+        if key not in places:
+            places[key] = savable(lambda: _places(call, self.masks))
+        return _two_sided(call, places[key], self.union)
 
-        def at(mask: Tensor) -> Tensor:
-            cells = resize(mask, call.shape).flatten(1)
-            return cells if len(cells) == 1 else for_batch(cells, call.batch, "mask of MasaCtrl")
 
-        return call.run.once((self, call.shape, call.batch), lambda: (at(source), at(target)))
+Maps = tuple[Tensor, ...]
+"""A word's map (B, h, w) in the source and in the target."""
 
-    def _word_masks(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
-        """From the maps of the layers that this step has run; when it has run none, from those of the step before.
 
-        That is so where the host runs the unconditional half ahead of the prompt's in a call of its own.
+@dataclass
+class Seen:
+    """MasaCtrl in one run.
+
+    Attributes:
+        places: what `_places` gives, by size of the map, batch and device.
+        sigma: noise level of `maps`, those of the layers that this step has run; `mean`: of them all.
+    """
+
+    places: dict[tuple[Any, ...], list[Place]] = field(default_factory=dict)
+    sigma: float = -1.0
+    maps: list[Maps] = field(default_factory=list)
+    mean: Maps | None = None
+
+    def add(self, sigma: float, maps: Maps) -> None:
+        """Add a layer's maps; the first one of a step replaces those of the step before.
+
+        Until then these count: the host may run the unconditional half ahead of the prompt's in a call of its own.
         """
-        assert self.words is not None
-        seen, last = call.run.now((self, "maps"), list), call.run.once((self, "last"), dict)
-        if seen:
-            last["maps"] = [torch.stack(side).mean(0) for side in zip(*seen, strict=True)]
-        if not last:
+        if sigma != self.sigma:
+            self.sigma, self.maps = sigma, []
+        self.maps.append(maps)
+        self.mean = tuple(torch.stack(side).mean(0) for side in zip(*self.maps, strict=True))
+
+    def masks(self, shape: tuple[int, int], threshold: float) -> tuple[Tensor, Tensor] | None:
+        """M_s and M_t as (B, N) bool on the maps' device; None as long as no map was seen."""
+        if self.mean is None:
             return None
-        source, target = (self._threshold(side, call) for side in last["maps"])
+        source, target = (_above(side, shape, threshold) for side in self.mean)
         return source, target
 
-    def _threshold(self, mean: Tensor, call: AttentionCall) -> Tensor:
-        assert self.words is not None
-        low, high = mean.amin((1, 2), keepdim=True), mean.amax((1, 2), keepdim=True)
-        scaled = (mean - low) / (high - low).clamp_min(torch.finfo(mean.dtype).tiny)
-        cells = F.interpolate(scaled[:, None], call.shape, mode="nearest")[:, 0]
-        return (cells > self.words.threshold).flatten(1).cpu()
+
+def _above(mean: Tensor, shape: tuple[int, int], threshold: float) -> Tensor:
+    """Where a map (B, h, w), scaled to 0..1, is above a threshold, at a layer's size: (B, N) bool."""
+    low, high = mean.amin((1, 2), keepdim=True), mean.amax((1, 2), keepdim=True)
+    scaled = (mean - low) / (high - low).clamp_min(torch.finfo(mean.dtype).tiny)
+    return (F.interpolate(scaled[:, None], shape, mode="nearest")[:, 0] > threshold).flatten(1)
 
 
-def _two_sided(
-    call: AttentionCall, features: Features | SourceRows, source: Tensor, target: Tensor, union: bool
-) -> Tensor:
-    """Queries inside M_t read the source's keys inside M_s, the others those outside, each query computed once.
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Queries of some rows, and the source's keys that they read; None for all of them.
 
-    Keys are left out instead of being given -inf. A side of which the source has no keys reads them all.
-
-    Args:
-        source, target: (1 or B, N) bool.
-        union: the target's own keys and values stand beside the source's.
+    Attributes:
+        rows: which of the target rows.
     """
-    out = torch.empty_like(call.q)
-    shared = len(source) == len(target) == 1
+
+    rows: slice
+    queries: Tensor
+    keys: Tensor | None
+
+
+def _places(call: AttentionCall, masks: tuple[Tensor, Tensor] | None) -> list[Place]:
+    """Which queries read which keys: those inside M_t inside M_s, the others outside, each query once.
+
+    A side of which the source has no keys reads them all. They are found once per run and layer size.
+    """
+
+    def at(mask: Tensor) -> Tensor:
+        cells = resize(mask, call.shape).flatten(1)
+        return cells if len(cells) == 1 else for_batch(cells, call.batch, "mask of MasaCtrl")
+
+    everything = torch.ones(1, call.q.shape[1], dtype=torch.bool)
+    source, target = (everything, everything) if masks is None else (at(masks[0]), at(masks[1]))
+    shared, places = len(source) == len(target) == 1, []
     for item in range(1 if shared else call.batch):
         rows = slice(None) if shared else slice(item, None, call.batch)
-        place = out[rows]
         inside, keys = (mask[item if len(mask) > 1 else 0] for mask in (target, source))
         for queries, kept in ((inside, keys), (~inside, ~keys)):
-            chosen = kept if bool(kept.any()) else torch.ones_like(kept)
             if bool(queries.any()):
-                index = queries.nonzero()[:, 0].to(call.q.device)
-                place[:, index] = _read(call, features, rows, index, chosen, union)
+                whole = not bool(kept.any()) or bool(kept.all())
+                index = None if whole else kept.nonzero()[:, 0].to(call.q.device)
+                places.append(Place(rows, queries.nonzero()[:, 0].to(call.q.device), index))
+    return places
+
+
+def _two_sided(call: AttentionCall, places: list[Place], union: bool) -> Tensor:
+    """Each side's queries read its keys; keys are left out instead of being given -inf.
+
+    Args:
+        union: the target's own keys and values stand beside the source's.
+    """
+    out, features = torch.empty_like(call.q), call.from_source
+    for place in places:
+        rows = place.rows
+        k, v = features.k[rows], features.v[rows]
+        if place.keys is not None:
+            k, v = k[:, place.keys], v[:, place.keys]
+        if union:
+            k, v = torch.cat([k, call.k[rows]], 1), torch.cat([v, call.v[rows]], 1)
+        out[rows][:, place.queries] = call.attend(call.q[rows][:, place.queries], k, v)
     return out
 
 
-def _read(
-    call: AttentionCall, features: Features | SourceRows, rows: slice, queries: Tensor, keys: Tensor, union: bool
-) -> Tensor:
-    k, v = features.k[rows], features.v[rows]
-    if not bool(keys.all()):
-        kept = keys.nonzero()[:, 0].to(k.device)
-        k, v = k[:, kept], v[:, kept]
+def _masked(call: AttentionCall, masks: tuple[Tensor, Tensor] | None, union: bool) -> Tensor:
+    """The same with masks (B, N) that change in every step: they stay on the device, and keys get -inf.
+
+    To gather queries and keys would be to wait for the device in every layer.
+    """
+    k, v = call.from_source.k, call.from_source.v
+    n = call.q.shape[1]
+    if masks is None:
+        seen = torch.ones(call.batch, n, k.shape[1], dtype=torch.bool, device=call.q.device)
+    else:
+        source, target = masks
+        there = torch.stack([~source, source]).any(-1)  # (2, B): whether either side has keys
+        alone = ~torch.where(target, there[1][:, None], there[0][:, None])
+        seen = (target[:, :, None] == source[:, None, :]) | alone[:, :, None]
     if union:
-        k, v = torch.cat([k, call.k[rows]], 1), torch.cat([v, call.v[rows]], 1)
-    return call.attend(call.q[rows][:, queries], k, v)
+        k, v = torch.cat([k, call.k], 1), torch.cat([v, call.v], 1)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :, :n])], -1)
+    rows = len(call.q) // call.batch
+    mask = torch.zeros_like(seen, dtype=call.q.dtype).masked_fill(~seen, float("-inf"))
+    return call.attend(call.q, k, v, mask.repeat(rows, 1, 1))

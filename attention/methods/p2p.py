@@ -14,12 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...host.families import Family, Layer
+from ...host.families import Family
+from ..engine.acts import Act, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt, check_target_prompt
-from ..engine.control import Claim, Control
+from ..engine.control import MapControl
 from ..engine.layers import RESOLUTION, layers_of
-from ..engine.moment import Moment
+from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
 from ..words.alignment import TokenMap, factors, find_word, refinement, swap
 from ..words.prompt import Prompt
@@ -28,7 +29,7 @@ AUTO, SWAP, REFINE = MODES = ("auto", "swap words", "refine")
 
 
 @dataclass(frozen=True, eq=False)
-class P2P(Control):
+class P2P(MapControl):
     """Prompt-to-Prompt. The source's prompt is the one that the image was inverted or drawn with.
 
     Attributes:
@@ -73,92 +74,69 @@ class P2P(Control):
         """Raise ValueError if the prompts and the words named do not fit together."""
         _ = self.mapping, self._places
 
-    def gate(self, step: int, steps: int) -> Tensor:
-        """Which target tokens (L_t,) are rewritten at a step: 1 or 0; windows of words before the general one.
+    @property
+    def _whole(self) -> Window:
+        """The steps in which any token is rewritten.
 
         The official code's table has one row more than there are steps: a window ends at int(c (T + 1)).
         """
+        spans = [self.cross, *((start, end) for _, start, end in self.windows)]
+        return Window(min(s for s, _ in spans), max(e for _, e in spans), released=True, further=1)
+
+    def gate(self, step: int, steps: int) -> Tensor:
+        """Which target tokens (L_t,) are rewritten at a step: 1 or 0; windows of words before the general one."""
 
         def within(start: float, end: float) -> float:
-            return float(_floor(start * (steps + 1)) <= step < _floor(end * (steps + 1)))
+            return float(step in Window(start, end, released=True, further=1).of(steps))
 
         gate = torch.full((self.target.length,), within(*self.cross))
         for positions, start, end in self._places:
             gate[list(positions)] = within(start, end)
         return gate
 
-    def now(self, run: Moment) -> TokenMap | None:
-        """The rewriting at the run's present step; None when it leaves every map as it is."""
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        maps = {"during": self._whole, "when": self._rewrites, "do": self.rewrite, "reads": "qk"}
+        own = Window(*self.self_window, released=True)
+        return (
+            Act(Site.CROSS, family.layers, **maps),
+            Act(Site.SELF, layers_of(family, self.layers), during=own, do=self.keep_self, reads="qk"),
+        )
 
-        def make() -> TokenMap | None:
-            gate = self.gate(run.step, run.steps)
-            return self.mapping.gated(gate) if bool(gate.any()) else None
-
-        return run.now((self, "mapping"), make)
-
-    def _keeps_self(self, run: Moment) -> bool:
-        start, end = self.self_window
-        return _floor(start * run.steps) <= run.step < _floor(end * run.steps)
-
-    def prepare(self, run: Moment) -> None:
+    def begin(self, run: Moment) -> Rewriting:
         """Refuse prompts that the image was not inverted with, or that is not sampled with."""
         check_source_prompt(run, self.source, self.name)
         check_target_prompt(run, self.target, self.name)
+        return Rewriting(self)
 
-    def self_layers(self, family: Family) -> tuple[Layer, ...]:
-        return layers_of(family, self.layers)
+    def _rewrites(self, run: Moment, state: Rewriting) -> bool:
+        return state.now(run) is not None
 
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return family.layers
-
-    def replaces(self, family: Family) -> tuple[Claim, ...]:
-        spans = [self.cross, *((start, end) for _, start, end in self.windows)]
-        start, end = min(s for s, _ in spans), max(e for _, e in spans)
-        return (
-            Claim("cross", self.cross_layers(family), start, end),
-            Claim("self", self.self_layers(family), *self.self_window),
-        )
-
-    def acts(self, run: Moment) -> bool:
-        return self._keeps_self(run) or self.now(run) is not None
-
-    def reads_source(self, run: Moment) -> bool:
-        return True
-
-    def reads_self(self, run: Moment) -> tuple[Layer, ...]:
-        return self.self_layers(run.family) if self._keeps_self(run) else ()
-
-    def reads_cross(self, run: Moment) -> tuple[Layer, ...]:
-        return () if self.now(run) is None else self.cross_layers(run.family)
-
-    def self_attention(self, call: AttentionCall) -> Tensor:
+    def keep_self(self, call: AttentionCall) -> Tensor:
         """The source's map with the target's values, in conditional rows."""
-        if not self._keeps_self(call.run):
-            return call.own()
-        return attend_with(call, call.source, "qk", conditional_only=True)
+        return attend_with(call, "qk", conditional_only=True)
 
-    def cross_attention(self, call: AttentionCall) -> Tensor:
+    def rewrite(self, call: AttentionCall) -> Tensor:
         """The rewritten map times the target's values, in the conditional rows."""
-        chunk = self.prompted_chunk(call)
-        mapping = self.now(call.run)
-        if mapping is None or chunk is None:
+        chunk, state = self.prompted_chunk(call), call.state
+        if chunk is None:
             return call.own()
-        assert call.source is not None
-        rows, length = call.rows(chunk), self.target.length
-        transfer, keep = call.run.now((self, call.v.dtype, call.v.device), lambda: _on(mapping, call.v))
+        rows, length, source = call.rows(chunk), self.target.length, call.from_source
+        transfer, keep, keeps = state.on(call.run, call.v)
         k, v = call.k[rows, :length], call.v[rows, :length]
         out = call.own().clone() if len(call.conditional) > 1 else torch.empty_like(call.q)
-        out[rows] = call.attend(call.source.q[rows], call.source.k[rows], transfer @ v)
-        if bool(mapping.keep.any()):
+        out[rows] = call.attend(source.q[rows], source.k[rows], transfer @ v)
+        if keeps:
             out[rows] += call.attend(call.q[rows], k, keep[:, None] * v)
         return out
 
-    def cross_map(self, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
-        mapping = self.now(call.run)
-        return target if mapping is None else mapping.apply(source, target)
+    def rewritten(self, state: Rewriting, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
+        if state.now(call.run) is None:
+            return target
+        transfer, keep, _ = state.on(call.run, source)
+        return source @ transfer + target * keep
 
-    def copies(self, run: Moment, word: Sequence[int]) -> bool:
-        mapping = self.now(run)
+    def copies(self, run: Moment, state: Rewriting, word: Sequence[int]) -> bool:
+        mapping = state.now(run)
         return mapping is not None and not bool(mapping.keep[list(word)].any())
 
     def prompted_chunk(self, call: AttentionCall) -> int | None:
@@ -176,7 +154,7 @@ class P2P(Control):
                 "with Words directly, without Conditioning (Combine)."
             )
         given = call.lengths[chunks[0]]
-        read = self.source.length if call.source is None else call.source.k.shape[1]
+        read = call.from_source.k.shape[1]
         for side, prompt, length in (("target", self.target, given), ("source", self.source, read)):
             if prompt.length != length:
                 where = "the sampler's positive" if side == "target" else "the inversion's source"
@@ -188,10 +166,29 @@ class P2P(Control):
         return chunks[0]
 
 
-def _floor(x: float) -> int:
-    """int() of the official code, safe from 0.58 * 50 = 28.999999."""
-    return int(x + 1e-9)
+class Rewriting:
+    """Prompt-to-Prompt in one run: the rewriting of the present step, and where it was brought to."""
 
+    def __init__(self, control: P2P) -> None:
+        self._control = control
+        self._step = -1
+        self._mapping: TokenMap | None = None
+        self._on: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, bool]] = {}
 
-def _on(mapping: TokenMap, like: Tensor) -> tuple[Tensor, Tensor]:
-    return mapping.transfer.to(like), mapping.keep.to(like)
+    def now(self, run: Moment) -> TokenMap | None:
+        """The rewriting at the run's present step; None when it leaves every map as it is."""
+        if self._step != run.step:
+            gate = self._control.gate(run.step, run.steps)
+            self._step, self._on = run.step, {}
+            self._mapping = savable(lambda: self._control.mapping.gated(gate)) if bool(gate.any()) else None
+        return self._mapping
+
+    def on(self, run: Moment, like: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Its transfer and keep on the device of a tensor, and whether anything is kept; brought there once a step."""
+        mapping, key = self.now(run), (like.dtype, like.device)
+        if mapping is None:
+            raise RuntimeError("Prompt-to-Prompt rewrites nothing at this step: its act has to say so.")
+        if key not in self._on:
+            kept = bool(mapping.keep.any())
+            self._on[key] = savable(lambda: (mapping.transfer.to(like), mapping.keep.to(like), kept))
+        return self._on[key]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
 
+import torch
 from torch import Tensor
 
 from ...host.conditioning import Conditioning
-from ...host.families import Family, Layer
+from ...host.families import Family
+from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
-from ..engine.control import Claim, Control
+from ..engine.control import GuidanceControl
 from ..engine.moment import Moment
 from ..engine.substitute import attend_with
 
@@ -19,11 +22,13 @@ BLOCK = {"SD1.x": ("output", 4), "SD2.x": ("output", 4), "SDXL": ("output", 1)}
 in the same place for the others."""
 
 
+NEGATIVE = "second negative"
+"""The name of the further prompt's rows."""
 SCHEDULES = ("linear", "constant", "exponential")
 
 
 @dataclass(frozen=True, eq=False)
-class PnP(Control):
+class PnP(GuidanceControl):
     """Plug-and-Play.
 
     Attributes:
@@ -43,40 +48,38 @@ class PnP(Control):
     name = "Plug-and-Play"
     guidable = True
 
-    def self_layers(self, family: Family) -> tuple[Layer, ...]:
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
         """From the residual block's own place to the end: layers 8 to 15 of SD1.x ("decoder layers 4 to 11")."""
-        first = next(layer.index for layer in family.layers if layer.block == BLOCK[family.name])
-        return family.layers[first:]
+        block = BLOCK[family.name]
+        first = next(layer.index for layer in family.layers if layer.block == block)
+        attention, features = (Window(0.0, end, released=True) for end in (self.attention_end, self.feature_end))
+        return (
+            Act(Site.SELF, family.layers[first:], during=attention, do=self.attend, reads="qk"),
+            Act(Site.RESIDUAL, blocks=(block,), during=features, reads="qk", how=How.STANDS_ON),
+        )
 
-    def replaces(self, family: Family) -> tuple[Claim, ...]:
-        return (Claim("self", self.self_layers(family), 0.0, self.attention_end),)
+    def attend(self, call: AttentionCall) -> Tensor:
+        """The source's maps with the target's values, in both halves of guidance."""
+        return attend_with(call, "qk")
 
-    def acts(self, run: Moment) -> bool:
-        return self.negative is not None or self.reads_source(run)
+    def acts(self, run: Moment, state: None) -> bool:
+        return self.negative is not None
 
-    def reads_source(self, run: Moment) -> bool:
-        return run.within(0.0, max(self.attention_end, self.feature_end))
+    def rows(self) -> Mapping[str, Conditioning]:
+        """What the result shall not be."""
+        return {} if self.negative is None else {NEGATIVE: self.negative}
 
-    def second_negative(self) -> Conditioning | None:
-        return self.negative
+    def negative_share(self, step: int, steps: int) -> float:
+        """Share of the sampler's own negative prediction: from 1 to 0 in equal steps, 1 throughout, or exp(-6 x).
 
-    def negative_share(self, run: Moment) -> float:
-        """From 1 to 0 in equal steps, 1 throughout, or exp(-6 x) with x from 0 to 1; times alpha."""
-        x = run.step / max(1, run.steps - 1)
+        x goes from 0 to 1; the rest is the second negative's, and alpha a factor on the share.
+        """
+        x = step / max(1, steps - 1)
         return self.alpha * {"linear": 1 - x, "constant": 1.0, "exponential": exp(-6 * x)}[self.schedule]
 
-    def _attends(self, run: Moment) -> bool:
-        return run.within(0.0, self.attention_end)
-
-    def reads_self(self, run: Moment) -> tuple[Layer, ...]:
-        return self.self_layers(run.family) if self._attends(run) else ()
-
-    def residual_blocks(self, family: Family) -> tuple[tuple[str, int], ...]:
-        return (BLOCK[family.name],) if self.feature_end > 0 else ()
-
-    def reads_blocks(self, run: Moment) -> tuple[tuple[str, int], ...]:
-        return self.residual_blocks(run.family) if run.within(0.0, self.feature_end) else ()
-
-    def self_attention(self, call: AttentionCall) -> Tensor:
-        """The source's maps with the target's values, in both halves of guidance."""
-        return attend_with(call, call.source, "qk") if self._attends(call.run) else call.own()
+    def combine(self, run: Moment, state: None, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The prediction is linear in the noise, so to mix the one is to mix the other."""
+        if self.negative is None:
+            return {}
+        share = self.negative_share(run.step, run.steps)
+        return {"uncond": torch.lerp(predictions[NEGATIVE], predictions["uncond"], share)}

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...host.guider import guided
+from ..engine.acts import Window
 from ..engine.after_step import SourceAfterStep
-from ..engine.control import Control
+from ..engine.control import GuidanceControl
 from ..engine.moment import Moment
 
 HARD, SOFT = "hard (l0)", "soft (l1)"
@@ -35,8 +36,15 @@ def proximal(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
     return torch.where(difference.abs() > threshold, difference, 0)
 
 
+@dataclass
+class Edited:
+    """Where the last step's guidance left anything, one cell further each way: (B, C, h, w); None before any step."""
+
+    cells: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
-class ProximalGuidance(Control):
+class ProximalGuidance(GuidanceControl):
     """Limits guidance to the largest differences.
 
     Attributes:
@@ -47,21 +55,26 @@ class ProximalGuidance(Control):
     quantile: float = 0.75
     rule: str = HARD
     name = "Proximal Guidance"
-    shapes_guidance = True
 
-    def prepare(self, run: Moment) -> None:
+    def begin(self, run: Moment) -> Edited:
         """Refuse a run without guidance, in which there is nothing to limit."""
         if not guided(run.guider):
             raise ValueError(
                 "Proximal Guidance limits what guidance does, and the sampler runs without it (cfg 1). Raise cfg, or "
                 "remove the node."
             )
+        return Edited()
 
-    def difference(self, run: Moment, difference: Tensor) -> Tensor:
-        """The proximal step; leaves for ProximalHold where it left anything, each way one cell further."""
-        found = proximal(difference, self.quantile, self.rule)
-        run.kept[ProximalHold, "edited"] = F.max_pool2d((found != 0).float(), 3, stride=1, padding=1)
-        return found
+    def combine(self, run: Moment, state: Edited, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The proximal step on what guidance multiplies."""
+        uncond = predictions["uncond"]
+        found = self.difference(predictions["cond"] - uncond)
+        state.cells = F.max_pool2d((found != 0).float(), 3, stride=1, padding=1)
+        return {"cond": uncond + found}
+
+    def difference(self, difference: Tensor) -> Tensor:
+        """What is kept of the conditional prediction minus the unconditional one (B, C, h, w)."""
+        return proximal(difference, self.quantile, self.rule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +82,20 @@ class ProximalHold(SourceAfterStep):
     """Brings the latent back to the source where proximal guidance left nothing, in the last steps.
 
     Attributes:
+        guidance: the control whose traces it follows.
         start: share of the steps after which it begins; 0.6 is the runner's t < 400.
     """
 
+    guidance: ProximalGuidance
     start: float = 0.6
     name = "Proximal Guidance's hold"
 
-    def acts(self, run: Moment) -> bool:
-        return run.inversion is not None and run.within(self.start, 1.0)
+    def acts(self, run: Moment, state: None) -> bool:
+        return run.inversion is not None and Window(self.start).holds(run)
 
-    def first(self, run: Moment) -> int:
-        return round(self.start * run.steps)
+    def first(self, run: Moment, state: None) -> int:
+        return Window(self.start).first(run.steps)
 
-    def mask(self, run: Moment, latent: Tensor) -> Tensor | None:
+    def mask(self, run: Moment, state: None, latent: Tensor) -> Tensor | None:
         """A run that begins late has no step behind it, and nothing to hold yet."""
-        return run.kept.get((ProximalHold, "edited"))
+        return run.states[self.guidance].cells

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...host.conditioning import Conditioning
-from ...host.families import Family, Layer
+from ...host.families import Family
+from ..engine.acts import NULL_TEXT, Act, Site
 from ..engine.call import AttentionCall
-from ..engine.control import Claim, Control
+from ..engine.control import Control, MapControl
+from ..engine.moment import Moment, savable
 from ..engine.run import Run
 from ..masks.cells import as_mask, check_aspect, for_batch, resize
-from .cpam import CPAM, NULL
 
 ELSEWHERE = ("null text", "main prompt")
 """What pixels in no region read: the sampler's negative prompt, as in the paper, or its positive prompt."""
@@ -71,40 +73,39 @@ class RegionPrompts(Control):
     elsewhere: str = ELSEWHERE[0]
     name = "Region Prompts"
 
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return family.layers
-
-    def replaces(self, family: Family) -> tuple[Claim, ...]:
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
         """Hence CPAM's Eq 4 always acts on top of this, whichever node comes first."""
-        return (Claim("cross", family.layers),)
+        return (Act(Site.CROSS, family.layers, do=self.show, contexts=self._prompts),)
 
-    def prepare(self, run: Run) -> None:
+    def begin(self, run: Run) -> dict[Any, list[tuple[str, Tensor, Tensor]]]:
         """Refuse masks of another picture, and what does not go together with this control."""
         for number, region in enumerate(self.regions, 1):
             check_aspect(region.mask, run.size, f"mask of region {number}")
         for control in run.controls:
-            if isinstance(control, CPAM):
+            if isinstance(control, MapControl):
                 self._check_beside(control, run)
+        return {}
 
-    def _check_beside(self, cpam: CPAM, run: Run) -> None:
-        """CPAM's Eq 4 on top of this shows each region's prompt inside its target mask, and nothing outside."""
-        if cpam.masks.refinement is not None:
+    def _check_beside(self, other: MapControl, run: Moment) -> None:
+        """Where another control hides the prompt, a region's is hidden too (CPAM's Eq 4)."""
+        if other.follows():
             raise ValueError(
-                "Refine Mask follows the words of the sampler's prompt, but with Region Prompts other prompts draw the "
-                "picture. Leave Refine Mask out: the regions say where things are."
+                f"{other.follows()} follows the words of the sampler's prompt, but with Region Prompts other prompts "
+                f"draw the picture. Leave {other.follows()} out: the regions say where things are."
             )
-        if not cpam.localized:
+        shown = other.shown()
+        if shown is None:
             return
-        target = resize(cpam.masks.target, run.size, "any")
+        target = resize(shown, run.size, "any")
         for number, region in enumerate(self.regions, 1):
             if not (resize(region.mask, run.size, "any") & target).any():
                 raise ValueError(
-                    f"Region {number} lies outside CPAM's target mask, where CPAM shows no prompt to any pixel"
-                    f"{'' if target.any() else ' (a removal has no target at all)'}. Choose another task in Edit "
-                    "Masks, mask the region too, or switch CPAM's localized off."
+                    f"Region {number} lies outside {other.name}'s target mask, where {other.name} shows no prompt to "
+                    f"any pixel{'' if target.any() else ' (a removal has no target at all)'}. Choose another task in "
+                    f"Edit Masks, mask the region too, or switch {other.name}'s localized off."
                 )
 
-    def contexts(self, run: Run) -> Mapping[str, Tensor]:
+    def _prompts(self, run: Moment, state: Any) -> Mapping[str, Tensor]:
         """The regions' prompts, and the null text where it is read."""
         found = {_key(i): region.states for i, region in enumerate(self.regions)}
         if self.elsewhere == ELSEWHERE[0]:
@@ -114,17 +115,18 @@ class RegionPrompts(Control):
                     "Region Prompts shows the null text to pixels in no region, but the sampler has no negative "
                     "conditioning. Use a CFG guider (or KSampler), or set elsewhere to the main prompt."
                 )
-            found[NULL] = states
+            found[NULL_TEXT] = states
         return found
 
-    def cross_attention(self, call: AttentionCall) -> Tensor:
+    def show(self, call: AttentionCall) -> Tensor:
         """Conditional rows: Att(Q_k, K_k, V_k) for the queries of each region k. Unconditional rows stay."""
-        if not any(call.conditional):
+        if call.extra is None or not any(call.conditional):
             return call.own()
-        assert call.extra is not None
-        key = (self, call.shape, call.batch, call.conditional, call.q.device)
+        key = (call.shape, call.batch, call.conditional, call.q.device)
+        if key not in call.state:
+            call.state[key] = savable(lambda: self._places(call))
         out = call.own().clone()
-        for name, rows, queries in call.run.once(key, lambda: self._places(call)):
+        for name, rows, queries in call.state[key]:
             k, v = (x[rows] for x in call.extra[name])
             out[rows[:, None], queries] = call.attend(call.q[rows][:, queries], k, v)
         return out
@@ -139,7 +141,7 @@ class RegionPrompts(Control):
             images = range(call.batch) if shared else (item,)
             rows = torch.tensor([chunk * call.batch + image for chunk in conditional for image in images])
             for owner in owners[item].unique().tolist():
-                name = NULL if owner < 0 else _key(owner)
+                name = NULL_TEXT if owner < 0 else _key(owner)
                 if owner >= 0 or self.elsewhere == ELSEWHERE[0]:
                     queries = (owners[item] == owner).nonzero()[:, 0]
                     places.append((name, rows.to(call.q.device), queries.to(call.q.device)))

@@ -25,8 +25,8 @@ def published(pack_module: Any) -> Any:
     mag, source = pack_module("attention.methods.mag.control"), pack_module("attention.engine.source")
 
     class Published(mag.MAG):
-        def moved(self, run: Any, x: Any, network: Any) -> Any:
-            layers = (*self.cross_layers(run.family), run.family.layers[-1])
+        def before(self, run: Any, state: Any, x: Any, network: Any) -> Any:
+            layers = (*self.layers(run.family), run.family.layers[-1])
             with network.slopes(layers) as slope:
                 for _ in range(self.iterations):
                     source.prepare_source(run, network.guider, network.timestep, network.options)

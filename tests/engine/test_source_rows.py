@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import edits
 import pytest
 import torch
+from attention_edit.attention.engine.acts import Act, How, Site
 from attention_edit.attention.engine.control import Control
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.masactrl import MasaCtrl
 from attention_edit.attention.methods.p2p import P2P
 from attention_edit.attention.methods.pnp import PnP
+from attention_edit.host.families import SD1
 from prompts import prompt
 
 CONTROLS = {
@@ -30,18 +33,12 @@ class Witness(Control):
 
     seen: dict[tuple[str, int, int], tuple[torch.Tensor, ...]] = field(default_factory=dict)
     name = "witness"
-    passive = True
 
-    def self_layers(self, family):
-        return family.layers
-
-    cross_layers = self_layers
-
-    def reads_source(self, run):
-        return True
-
-    def reads_cross(self, run):
-        return run.family.layers
+    def acts_on(self, family):
+        return tuple(
+            Act(site, family.layers, do=partial(self.look, site.value), reads="qkv", how=How.LOOKS)
+            for site in (Site.SELF, Site.CROSS)
+        )
 
     def look(self, kind, call):
         features = call.source.q, call.source.k, call.source.v
@@ -60,7 +57,7 @@ def test_no_edit_changes_the_source(model, inversion, name, packed):
     """Bit for bit in a call of its own; up to a larger batch's rounding with others' rows, or with both halves."""
     alone, control = witnessed(model, inversion), CONTROLS[name]()
     beside = witnessed(model, inversion, control, packed=packed)
-    exact = not packed and not control.both_halves
+    exact = not packed and not any(act.own_half for act in control.acts_on(SD1))
     assert set(beside) == set(alone) and len(alone) == 2 * 16 * 3
     for place, features in alone.items():
         for a, b in zip(features, beside[place], strict=True):

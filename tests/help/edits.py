@@ -10,6 +10,7 @@ from typing import Any
 import tiny
 import torch
 from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.acts import Act, Site, Window
 from attention_edit.attention.engine.control import Control
 from attention_edit.attention.masks.edit_masks import EditMasks
 from attention_edit.attention.words.prompt import Prompt, read_prompt
@@ -122,14 +123,12 @@ class SourceLook(Control):
 
     name = "source look"
 
-    def self_layers(self, family):
-        return family.layers
+    def acts_on(self, family):
+        return (Act(Site.SELF, family.layers, during=self.during, do=self.look, reads="kv"),)
 
-    def reads_source(self, run):
-        return True
+    during = Window()
 
-    def self_attention(self, call):
-        assert call.source is not None
+    def look(self, call):
         return call.attend(call.q, call.source.k, call.source.v)
 
 
@@ -137,8 +136,7 @@ class SourceLook(Control):
 class Idle(SourceLook):
     """A control whose window is empty."""
 
-    def acts(self, run):
-        return False
+    during = Window(0.0, 0.0)
 
 
 def words(text: str) -> Prompt:

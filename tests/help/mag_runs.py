@@ -9,6 +9,7 @@ from typing import Any
 import edits
 import tiny
 import torch
+from attention_edit.attention.engine.acts import Site
 from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.masks.cells import dilate, resize
 from attention_edit.attention.methods.mag.control import MAG
@@ -43,10 +44,10 @@ class Probe(MAG):
     seen: list[Any] = field(default_factory=list)
     ask: Any = None
 
-    def moved(self, run, x, network):
+    def before(self, run, state, x, network):
         if self.ask is not None:
             self.seen.append(self.ask(self, run, x, network))
-        result = super().moved(run, x, network)
+        result = super().before(run, state, x, network)
         self.seen.append((x.clone(), result.clone()))
         return result
 
@@ -63,7 +64,7 @@ def asked(model, ask, kind="SD1", batch=1, mask=None, **values):
 
 
 def slope_of(probe, run, x, network, loss=None, double=False):
-    layers = probe.cross_layers(run.family)
+    layers = probe.layers(run.family)
     latent = torch.zeros(x.shape).copy_(x).to(torch.float64 if double else torch.float32)
     with network.slopes(layers, probe.checkpointing) as slope:
         latent = latent.clone()
@@ -141,7 +142,8 @@ def written_out(model, inversion, mask, iterations, scale, guidance, blend, p2p=
                 recon(inversion.latents[-1 - i], t, source)
             gate = p2p.gate(i, inversion.steps)
             kept = i < int(p2p.self_window[1] * inversion.steps)
-            shared = [la.key for la in p2p.self_layers(family_of(model))] if kept else []
+            own = next(act for act in p2p.acts_on(family_of(model)) if act.at is Site.SELF)
+            shared = [la.key for la in own.layers] if kept else []
             return Plain(model, recon, p2p.mapping.gated(gate), shared)
 
         for _ in range(iterations if i < inversion.steps / 2 else 0):

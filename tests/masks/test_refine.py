@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 import edits
@@ -11,6 +12,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.acts import Act, How, Site
 from attention_edit.attention.engine.control import Control
 from attention_edit.attention.masks import target as refine
 from attention_edit.attention.masks.cells import grow, resize
@@ -46,17 +48,11 @@ class Spy(Control):
     seen: dict = field(default_factory=dict)
     own: dict = field(default_factory=dict)
 
-    def self_layers(self, family):
-        return family.layers
-
-    def cross_layers(self, family):
-        return family.layers
-
-    def self_attention(self, call):
-        return self.keep(self.own, call)
-
-    def cross_attention(self, call):
-        return self.keep(self.seen, call)
+    def acts_on(self, family):
+        return tuple(
+            Act(site, family.layers, do=partial(self.keep, where), how=How.STANDS_ON)
+            for site, where in ((Site.SELF, self.own), (Site.CROSS, self.seen))
+        )
 
     def keep(self, where, call):
         rows = call.rows(call.conditional.index(True))

@@ -8,13 +8,14 @@ import edits
 import pytest
 import tiny
 import torch
+from attention_edit.attention.engine.acts import NULL_TEXT
 from attention_edit.attention.engine.call import AttentionCall, Features
 from attention_edit.attention.engine.plan import Plan
 from attention_edit.attention.engine.run import Run
 from attention_edit.attention.engine.site import Own
 from attention_edit.attention.masks.cells import resize
 from attention_edit.attention.methods import cpam as module
-from attention_edit.attention.methods.cpam import CPAM, NULL
+from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.host.families import SD1
 
 HEADS, WIDTH, SIDE = 2, 8, 8
@@ -44,7 +45,7 @@ def make_call(  # noqa: PLR0913, PLR0917
     sigmas = [float(s) for s in range(50, 0, -1)]
     run = Run(SD1, seed, [*sigmas, 0.0], (SIDE, SIDE), SimpleNamespace(conds={}), plan=Plan((control,)))
     run.move_to(sigmas[step])
-    control.prepare(run)
+    run.states[control] = control.begin(run)
     rows, tokens = chunks * batch, tokens or side * side
     q, k, v = (random(rows, n, HEADS * WIDTH, seed=i) for i, n in enumerate((side * side, tokens, tokens)))
     source = Features(*(random(rows, side * side, HEADS * WIDTH, seed=10 + i) for i in range(3)))
@@ -60,6 +61,7 @@ def make_call(  # noqa: PLR0913, PLR0917
         own=Own(lambda: attend(q, k, v), plain=True),
         attend=attend,
         source=source,
+        state=run.states[control],
         extra=extra,
     )
 
@@ -79,9 +81,7 @@ def test_equations_1_to_3(retain):
     else:
         foreground = attend(call.q, call.k, call.v)
     inside = at(target)[None, :, None]
-    assert torch.allclose(
-        control.self_attention(call), torch.where(inside, foreground, background), rtol=1e-9, atol=1e-12
-    )
+    assert torch.allclose(control.preserve(call), torch.where(inside, foreground, background), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("step", "layer", "retained"), [(2, 9, False), (3, 9, True), (3, 6, False), (3, 7, True)])
@@ -90,7 +90,7 @@ def test_gates_count_as_the_official_code(step, layer, retained):
     results = []
     for retain in (True, False):
         control = CPAM(edits.masks(retain=retain), normal_share=0.0)
-        results.append(control.self_attention(make_call(control, layer, step)))
+        results.append(control.preserve(make_call(control, layer, step)))
     assert torch.equal(*results) != retained
 
 
@@ -102,7 +102,7 @@ def test_key_masks_of_a_retained_object(key_mask):
     keys = {"target": at(target), "source": at(source), "union": at(target) | at(source)}[key_mask]
     expected = masked_attention(call.q, call.source.k, call.source.v, keys)
     inside = at(target)
-    assert torch.allclose(control.self_attention(call)[:, inside], expected[:, inside], rtol=1e-9)
+    assert torch.allclose(control.preserve(call)[:, inside], expected[:, inside], rtol=1e-9)
 
 
 def test_empty_masks_give_the_source_reading_on_all_keys():
@@ -110,19 +110,19 @@ def test_empty_masks_give_the_source_reading_on_all_keys():
     control = CPAM(edits.masks(edits.NONE, edits.NONE), normal_share=0.0)
     call = make_call(control)
     expected = attend(call.q, call.source.k, call.source.v)
-    assert torch.allclose(control.self_attention(call), expected, rtol=1e-9)
+    assert torch.allclose(control.preserve(call), expected, rtol=1e-9)
 
 
 def test_full_target_is_vanilla_bit_for_bit():
     control = CPAM(edits.masks(edits.ALL, edits.ALL), normal_share=0.0)
     call = make_call(control)
-    assert torch.equal(control.self_attention(call), call.own())
+    assert torch.equal(control.preserve(call), call.own())
 
 
 def test_all_normal_is_vanilla_bit_for_bit():
     control = CPAM(edits.masks(), normal_share=1.0)
     call = make_call(control)
-    assert torch.equal(control.self_attention(call), call.own())
+    assert torch.equal(control.preserve(call), call.own())
 
 
 def test_removal_ignores_what_the_source_mask_covers():
@@ -130,22 +130,22 @@ def test_removal_ignores_what_the_source_mask_covers():
     source = edits.box()
     control = CPAM(edits.masks(source, edits.NONE), normal_share=0.0)
     call = make_call(control)
-    before = control.self_attention(call)
+    before = control.preserve(call)
     call.source.v[:, at(source)] += 100
     call.source.k[:, at(source)] -= 100
-    assert torch.equal(control.self_attention(call), before)
+    assert torch.equal(control.preserve(call), before)
     call.source.v[:, ~at(source)] += 1
-    assert not torch.equal(control.self_attention(call), before)
+    assert not torch.equal(control.preserve(call), before)
 
 
 def test_background_queries_do_not_read_the_target():
     control = CPAM(edits.masks(), normal_share=0.0)
     call = make_call(control)
-    before = control.self_attention(call)
+    before = control.preserve(call)
     call.k.add_(1.0)
     call.v.add_(1.0)
     call.own.value = None
-    after = control.self_attention(call)
+    after = control.preserve(call)
     outside = ~at(edits.box())
     assert torch.equal(after[:, outside], before[:, outside])
     assert not torch.equal(after[:, ~outside], before[:, ~outside])
@@ -168,7 +168,7 @@ def test_background_queries_do_not_read_the_target():
 @pytest.mark.parametrize("side", [1, 2, 4, 8])
 def test_never_nan(masks, retain, rule, side):
     control = CPAM(edits.masks(*masks, retain=retain), normal_share=0.0, resize_rule=rule)
-    assert torch.isfinite(control.self_attention(make_call(control, side=side))).all()
+    assert torch.isfinite(control.preserve(make_call(control, side=side))).all()
 
 
 def test_masks_per_image():
@@ -176,10 +176,10 @@ def test_masks_per_image():
     two = torch.cat([edits.box(), edits.box(64, 64, 32, 48)])
     control = CPAM(edits.masks(two, two), normal_share=0.0)
     call = make_call(control, batch=2)
-    out = control.self_attention(call)
+    out = control.preserve(call)
     for item in range(2):
         single = CPAM(edits.masks(two[item : item + 1], two[item : item + 1]), normal_share=0.0)
-        alone = single.self_attention(make_call(single, batch=2))
+        alone = single.preserve(make_call(single, batch=2))
         assert torch.allclose(out[item::2], alone[item::2], rtol=1e-9)
 
 
@@ -194,8 +194,8 @@ def test_equation_4():
     """Conditional rows: the prompt inside M_t, the null text outside; unconditional rows stay."""
     control = CPAM(edits.masks())
     null = tuple(random(2, 77, HEADS * WIDTH, seed=20 + i) for i in range(2))
-    call = make_call(control, extra={NULL: null}, tokens=77)
-    out = control.cross_attention(call)
+    call = make_call(control, extra={NULL_TEXT: null}, tokens=77)
+    out = control.extract(call)
     own, other = attend(call.q, call.k, call.v), attend(call.q, *null)
     inside = at(edits.box())
     assert torch.equal(out[0], own[0])

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.acts import Act, How, Site
 from attention_edit.attention.engine.control import Control
 from attention_edit.attention.engine.layers import ALL, PAPER, RESOLUTION, layers_of
 from attention_edit.attention.methods.background import ExactBackground
@@ -87,13 +88,16 @@ class Spy(Control):
 
     name = "spy"
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, halves=None):
+        self.calls, self.halves = [], halves
 
-    def self_layers(self, family):
-        return family.layers[:4]
+    def acts_on(self, family):
+        # It reads the source as FPE does, to be compared with.
+        reads = "" if self.halves is None else "qk"
+        acts = {"do": self.look, "reads": reads, "own_half": bool(self.halves), "how": How.STANDS_ON}
+        return (Act(Site.SELF, family.layers[:4], **acts),)
 
-    def self_attention(self, call):
+    def look(self, call):
         out = call.own()
         self.calls.append((call, out))
         return out
@@ -110,11 +114,11 @@ def reference(call, q, k, v):
 @pytest.mark.parametrize("halves", [False, True])
 def test_the_targets_map_is_the_sources_and_its_values_are_its_own(model, packed, halves):
     inversion, _ = generated(model)
-    spy = Spy()
+    spy = Spy(halves)
     edits.run(model, inversion, FPE(layers="2-3", both_halves=halves), spy, packed=packed)
     call, out = [(c, o) for c, o in spy.calls if c.layer.index == 3][-1]
     unconditional, conditional = (call.conditional.index(flag) for flag in (False, True))
-    source = call.halves
+    source = call.source
     assert source is not None
     for chunk in (unconditional, conditional):
         rows = call.rows(chunk)
@@ -186,7 +190,7 @@ def test_features_are_kept_only_where_they_are_read(model, inversion, monkeypatc
 
     monkeypatch.setattr(hooks.SiteHook, "_capture", spy)
     edits.run(model, inversion, FPE(layers="5-6"), Spy())
-    assert kept == {("self", 5), ("self", 6)}
+    assert kept == {(Site.SELF, 5), (Site.SELF, 6)}
 
 
 def test_composes_with_exact_background(model, inversion):

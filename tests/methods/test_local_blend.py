@@ -34,8 +34,8 @@ def test_the_source_stays_outside_the_mask(model, packed, monkeypatch):
     seen = []
     original = LocalBlend.mask
 
-    def spy(self, run, like):
-        seen.append(original(self, run, like))
+    def spy(self, run, state, like):
+        seen.append(original(self, run, state, like))
         return seen[-1]
 
     monkeypatch.setattr(LocalBlend, "mask", spy)
@@ -61,7 +61,7 @@ def test_maps_are_added_up_as_prompt_to_prompt_rewrites_them(model, monkeypatch)
     """Over the five 16 x 16 layers and all steps; of the target the rewritten map (here: the source's, moved)."""
     inversion, _ = generated(model, steps=3)
     runs, layers = [], []
-    original = LocalBlend.cross_attention
+    original = LocalBlend.look
 
     def spy(self, call):
         runs.append(call.run)
@@ -72,11 +72,11 @@ def test_maps_are_added_up_as_prompt_to_prompt_rewrites_them(model, monkeypatch)
             )
         return original(self, call)
 
-    monkeypatch.setattr(LocalBlend, "cross_attention", spy)
+    monkeypatch.setattr(LocalBlend, "look", spy)
     control = P2P(CAT, DOG, cross=(0.0, 1.0))
     edits.run(model, inversion, control, BLEND)
     assert [index for index, _ in layers] == [4, 5, 7, 8, 9] * 2
-    sums = runs[-1].once((BLEND, "sums"), dict).maps
+    sums = runs[-1].states[BLEND].maps
     expected = sum(maps[..., CAT.find("cat")[0]] for _, maps in layers)
     assert edits.difference(sums["source"].flatten(1), expected) < 1e-5
     assert edits.difference(sums["target"], sums["source"]) < 1e-5, "a swapped word has the source word's map"
@@ -113,8 +113,8 @@ def test_the_first_blending_is_on_the_outcome_of_its_step(model):
     blended = []
 
     class Spy(LocalBlend):
-        def moved(self, run, x, network):
-            out = super().moved(run, x, network)
+        def before(self, run, state, x, network):
+            out = super().before(run, state, x, network)
             blended.append((run.step, not torch.equal(out, x)))
             return out
 
@@ -129,18 +129,18 @@ def test_a_place_that_the_mask_comes_to_begins_at_the_source(model, monkeypatch,
     inversion, _ = generated(model, steps=6)
     seen = []
 
-    def nowhere_at_first(self, run, latent):
+    def nowhere_at_first(self, run, state, latent):
         return torch.full_like(latent[:, :1], float(run.step >= 4))
 
     monkeypatch.setattr(LocalBlend, "mask", nowhere_at_first)
-    moved = LocalBlend.moved
+    moved = LocalBlend.before
 
-    def spy(self, run, x, network):
-        out = moved(self, run, x, network)
+    def spy(self, run, state, x, network):
+        out = moved(self, run, state, x, network)
         if 1 < run.step < 4:
             seen.append(edits.difference(out, run.inversion.at(run.sigma)))
         return out
 
-    monkeypatch.setattr(LocalBlend, "moved", spy)
+    monkeypatch.setattr(LocalBlend, "before", spy)
     edits.run(model, inversion, P2P(CAT, DOG), BLEND, sampler=sampler)
     assert seen and max(seen) < 1e-6

@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.engine import reading
-from attention_edit.attention.engine.control import Control
+from attention_edit.attention.engine.acts import Act, How, Site
+from attention_edit.attention.engine.control import MapControl
 from attention_edit.attention.masks.cells import dilate, resize
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.mag.constraints import SPATIAL, TOKEN, evaluate
@@ -26,9 +27,9 @@ from prompts import prompt
 def whole_pass(monkeypatch):
     """Make the pass go on behind the last map, as if there were no early end."""
 
-    def take(self, call, controls):
+    def take(self, call):
         if call.layer.index in self.wanted:
-            self.maps[call.layer.index] = reading.map_of(call, controls)
+            self.maps[call.layer.index] = reading.map_of(call)
 
     monkeypatch.setattr(reading.Reading, "take", take)
 
@@ -76,7 +77,7 @@ def test_gradient_by_the_latent_is_the_central_difference(constraint):
         latent = torch.zeros(x.shape).copy_(x).double()
         step = 1e-4
         for sign in (1, -1):
-            with network.slopes(probe.cross_layers(run.family)) as slope:
+            with network.slopes(probe.layers(run.family)) as slope:
                 slope(latent + sign * step * along, lambda maps: values.append(loss(maps)) or None)
         difference = (values[0] - values[1]) / (2 * step)
         return float((found * along).sum()), difference
@@ -106,10 +107,10 @@ def test_no_gradient_reaches_the_source(model, inversion):
 
     @dataclass(frozen=True, eq=False)
     class Spying(CPAM):
-        def self_attention(self, call):
-            if call.run.reading is not None:
+        def preserve(self, call):
+            if call.guiding:
                 seen.append((call.q.requires_grad, call.source.k.requires_grad, call.source.k.is_inference()))
-            return super().self_attention(call)
+            return super().preserve(call)
 
     under = Spying(edits.masks(), normal_share=0.0)
     guided(model, inversion, part(iterations=1), under=[under])
@@ -155,14 +156,14 @@ def test_words_that_cannot_be_reached_are_an_error(model, inversion):
     """As when a control copies every map from the source."""
 
     @dataclass(frozen=True, eq=False)
-    class Copied(Control):
+    class Copied(MapControl):
         name = "copied maps"
         guidable = True
 
-        def cross_layers(self, family):
-            return family.layers
+        def acts_on(self, family):
+            return (Act(Site.CROSS, family.layers, how=How.STANDS_ON),)
 
-        def cross_map(self, call, source, target):
+        def rewritten(self, state, call, source, target):
             return target.detach()
 
     with pytest.raises(ValueError, match=r"'blue'.*nothing changes their attention"):

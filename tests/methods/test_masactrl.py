@@ -15,6 +15,7 @@ from attention_edit.attention.methods import masactrl as module
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.masactrl import MasaCtrl, WordMasks
 from attention_edit.attention.methods.p2p import P2P
+from attention_edit.host.families import SD1
 from prompts import prompt
 from test_cpam import attend, make_call, masked_attention
 from test_fpe import FAMILIES, generated
@@ -23,28 +24,23 @@ CAT, DOG = prompt("a cat on a mat"), prompt("a dog on a mat")
 EVERYWHERE = MasaCtrl(start=0.0, first_layer=0)
 
 
-def call_of(control, **kwargs):
-    call = make_call(control, **kwargs)
-    return type(call)(**{**vars(call), "halves": call.source})
-
-
 def cells(mask):
     return resize(mask, (8, 8)).flatten(1)[0]
 
 
 def test_the_target_reads_the_sources_keys_and_values():
-    call = call_of(EVERYWHERE)
+    call = make_call(EVERYWHERE)
     expected = attend(call.q, call.source.k, call.source.v)
-    assert torch.allclose(EVERYWHERE.self_attention(call), expected, rtol=1e-9)
+    assert torch.allclose(EVERYWHERE.attend(call), expected, rtol=1e-9)
 
 
 def test_the_order_of_the_sources_tokens_does_not_matter():
-    call = call_of(EVERYWHERE)
-    before = EVERYWHERE.self_attention(call)
+    call = make_call(EVERYWHERE)
+    before = EVERYWHERE.attend(call)
     order = torch.randperm(call.source.k.shape[1], generator=torch.Generator().manual_seed(1))
     call.source.k.copy_(call.source.k[:, order])
     call.source.v.copy_(call.source.v[:, order])
-    assert torch.allclose(EVERYWHERE.self_attention(call), before, rtol=1e-9)
+    assert torch.allclose(EVERYWHERE.attend(call), before, rtol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -53,8 +49,8 @@ def test_masks(batch):
     source = torch.cat([edits.box(), edits.box(64, 64, 32, 48)][:batch])
     target = torch.cat([edits.box(16, 24, 64, 40), edits.box(0, 0, 64, 64)][:batch])
     control = MasaCtrl(masks=(source, target))
-    call = call_of(control, layer=12, batch=batch)
-    out = control.self_attention(call)
+    call = make_call(control, layer=12, batch=batch)
+    out = control.attend(call)
     for item in range(batch):
         keys, inside = (cells(m[item : item + 1]) for m in (source, target))
         rows = slice(item, None, batch)
@@ -69,22 +65,23 @@ def test_full_and_empty_masks_are_no_masks(masks, union):
     """A side of which the source has no keys reads them all."""
     plain, masked = MasaCtrl(union=union), MasaCtrl(masks=masks, union=union)
     assert torch.allclose(
-        masked.self_attention(call_of(masked, layer=12)), plain.self_attention(call_of(plain, layer=12)), rtol=1e-9
+        masked.attend(make_call(masked, layer=12)), plain.attend(make_call(plain, layer=12)), rtol=1e-9
     )
 
 
 def test_union_keeps_the_targets_own_keys_and_values():
     control = MasaCtrl(union=True)
-    call = call_of(control, layer=12)
+    call = make_call(control, layer=12)
     k, v = torch.cat([call.source.k, call.k], 1), torch.cat([call.source.v, call.v], 1)
-    assert torch.allclose(control.self_attention(call), attend(call.q, k, v), rtol=1e-9)
+    assert torch.allclose(control.attend(call), attend(call.q, k, v), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("step", "acts"), [(3, False), (4, True), (49, True)])
 def test_it_begins_as_the_official_code_counts(step, acts):
     control = MasaCtrl()
-    assert control.acts(make_call(control, step=step).run) == acts
-    assert [la.index for la in control.self_layers(make_call(control).run.family)] == list(range(10, 16))
+    (act,) = control.acts_on(SD1)
+    assert act.holds(make_call(control, step=step).run, None) == acts
+    assert [la.index for la in act.layers] == list(range(10, 16))
 
 
 @FAMILIES
@@ -116,20 +113,19 @@ def test_masks_from_words(model, monkeypatch):
     inversion, _ = generated(model)
     seen = []
 
-    def spy(call, features, source, target, union):
-        seen.append((call.layer.index, call.run.sigma, source, target))
+    def spy(call, masks, union):
+        seen.append((call.layer.index, call.run.sigma, *masks))
         return call.own()
 
     looked = {}
-    original = MasaCtrl.cross_attention
+    original = MasaCtrl.look
 
     def look(self, call):
-        out = original(self, call)
+        original(self, call)
         looked.setdefault(call.run.sigma, []).append(call.layer.index)
-        return out
 
-    monkeypatch.setattr(module, "_two_sided", spy)
-    monkeypatch.setattr(MasaCtrl, "cross_attention", look)
+    monkeypatch.setattr(module, "_masked", spy)
+    monkeypatch.setattr(MasaCtrl, "look", look)
     edits.run(model, inversion, MasaCtrl(start=0.0, words=WordMasks(CAT, DOG, "cat", "dog", threshold=0.5)))
     assert set(map(tuple, looked.values())) == {(4, 5, 7, 8, 9)}
     for _, _, source, target in seen:

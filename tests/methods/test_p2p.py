@@ -47,6 +47,7 @@ def make_call(control, step=0, batch=1, repeats=1, chunks=2):
     sigmas = [float(s) for s in range(50, 0, -1)]
     run = Run(SD1, 0, [*sigmas, 0.0], (SIDE, SIDE), SimpleNamespace(conds={}), plan=Plan((control,)))
     run.move_to(sigmas[step])
+    run.states[control] = control.begin(run)
     rows, length = chunks * batch, control.target.length
     q = random(rows, SIDE * SIDE, HEADS * WIDTH, seed=1)
     k, v = (random(rows, length, HEADS * WIDTH, seed=2 + i).repeat(1, repeats, 1) for i in range(2))
@@ -66,6 +67,7 @@ def make_call(control, step=0, batch=1, repeats=1, chunks=2):
         own=Own(lambda: attend(q, k, v), plain=True),
         attend=attend,
         source=source,
+        state=run.states[control],
         heads=HEADS,
         lengths=(length,) * chunks,
     )
@@ -88,13 +90,13 @@ def test_the_output_is_that_of_the_rewritten_map(control, repeats):
     length = control.target.length
     source = probabilities(call.source.q, call.source.k)
     own = probabilities(call.q, call.k).unflatten(-1, (repeats, length)).sum(-2)
-    mapping = control.now(call.run)
+    mapping = call.state.now(call.run)
     rewritten = source @ mapping.transfer.double() + own * mapping.keep.double()
     expected = (rewritten @ split(call.v[:, :length])).transpose(1, 2).flatten(2)
-    out = control.cross_attention(call)
+    out = control.rewrite(call)
     assert torch.equal(out[:2], call.own()[:2])
     assert torch.allclose(out[2:], expected[2:], rtol=1e-9, atol=1e-12)
-    assert torch.allclose(control.cross_map(call, source, own), rewritten, rtol=1e-6)
+    assert torch.allclose(control.rewritten(call.state, call, source, own), rewritten, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("end", "rows"), [(0.8, 40), (0.4, 20), (0.5, 25), (1.0, 50), (0.0, 0), (0.01, 0), (0.02, 1)])
@@ -177,9 +179,9 @@ def test_a_source_prompt_that_is_longer_than_the_targets(model, packed):
     seen = []
 
     class Spy(P2P):
-        def cross_attention(self, call):
+        def rewrite(self, call):
             seen.append(call.source.k.shape[1])
-            return super().cross_attention(call)
+            return super().rewrite(call)
 
     edits.run(model, record, Spy(source, CAT, cross=(0.0, 1.0)), packed=packed)
     assert set(seen) == {154}

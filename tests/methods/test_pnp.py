@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import edits
 import pytest
@@ -18,8 +17,9 @@ from test_fpe import FAMILIES, generated
 
 
 def test_layers_and_blocks():
-    assert [la.index for la in PnP().self_layers(SD1)] == list(range(8, 16))
-    assert [la.index for la in PnP().self_layers(SDXL)] == list(range(44, 70))
+    for family, layers in ((SD1, range(8, 16)), (SDXL, range(44, 70))):
+        attention = PnP().acts_on(family)[0]
+        assert [la.index for la in attention.layers] == list(layers)
     for family in (SD1, SD2, SDXL):
         # The second block of the decoder's deepest level with attention.
         decoder = [la for la in family.layers if la.block[0] == "output"]
@@ -111,7 +111,7 @@ def test_evaluations(model, caplog):
 )
 def test_schedules_of_the_negative_prompt(model, schedule, first, last):
     control = PnP(negative=tiny.prompt(8), schedule=schedule, alpha=0.75 if schedule == "constant" else 1.0)
-    shares = [control.negative_share(SimpleNamespace(step=step, steps=50)) for step in range(50)]
+    shares = [control.negative_share(step, 50) for step in range(50)]
     assert shares[0] == pytest.approx(first) and shares[-1] == pytest.approx(last, abs=1e-4)
     assert shares == sorted(shares, reverse=True)
 

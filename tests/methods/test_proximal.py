@@ -74,19 +74,25 @@ def test_is_what_a_sampler_cfg_function_would_do(model, inversion):
     assert edits.difference(ours, edits.run(model, inversion)) > 1e-2
 
 
+def both(quantile=0.75, start=0.6):
+    """Proximal guidance and its hold."""
+    guidance = ProximalGuidance(quantile)
+    return guidance, ProximalHold(guidance, start)
+
+
 def held(model, inversion, monkeypatch, sampler="euler", start=0.5):
     """The result of a run whose mask of edited values is the left half, and how often the mask was made."""
     made = []
 
-    def left_half(self, run, given):
-        mask = torch.zeros_like(given)
+    def left_half(self, run, state, predictions):
+        mask = torch.zeros_like(predictions["cond"])
         mask[..., : mask.shape[-1] // 2] = 1
         made.append(run.step)
-        run.kept[ProximalHold, "edited"] = mask
-        return given
+        state.cells = mask
+        return {}
 
-    monkeypatch.setattr(ProximalGuidance, "difference", left_half)
-    return edits.run(model, inversion, ProximalGuidance(), ProximalHold(start), sampler=sampler), made
+    monkeypatch.setattr(ProximalGuidance, "combine", left_half)
+    return edits.run(model, inversion, *both(start=start), sampler=sampler), made
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ddim"])
@@ -109,15 +115,15 @@ def test_the_hold_reaches_the_network_before_the_end(model, inversion, monkeypat
 
 def test_the_mask_is_what_was_left_and_one_cell_around(model, inversion, monkeypatch):
     seen = {}
-    whole = ProximalGuidance.difference
+    whole = ProximalGuidance.combine
 
-    def spy(self, run, given):
-        found = whole(self, run, given)
-        seen[run.step] = (found, run.kept[ProximalHold, "edited"])
+    def spy(self, run, state, predictions):
+        found = whole(self, run, state, predictions)
+        seen[run.step] = (found["cond"] - predictions["uncond"], state.cells)
         return found
 
-    monkeypatch.setattr(ProximalGuidance, "difference", spy)
-    edits.run(model, inversion, ProximalGuidance(0.99), ProximalHold())
+    monkeypatch.setattr(ProximalGuidance, "combine", spy)
+    edits.run(model, inversion, *both(0.99))
     for found, mask in seen.values():
         rows = (found != 0).float()
         for y in range(mask.shape[-2]):
@@ -129,7 +135,7 @@ def test_the_mask_is_what_was_left_and_one_cell_around(model, inversion, monkeyp
 def test_a_run_that_begins_late_holds_from_its_second_step(model, inversion):
     """Edit Setup's denoise cuts the first steps off: at the first one of the run nothing is known to be held."""
     patched = model
-    for control in (ProximalGuidance(0.9), ProximalHold(0.25)):
+    for control in both(0.9, 0.25):
         patched = engine.install(patched, control, inversion)
     late = engine.pin(patched, inversion, tuple(inversion.schedule[-2:]))
     out = tiny.sample(late, tiny.prompt(2), tiny.prompt(3), edits.run_start(), torch.tensor([14.6, 0.0]))
@@ -138,7 +144,7 @@ def test_a_run_that_begins_late_holds_from_its_second_step(model, inversion):
 
 def test_costs_nothing(model):
     record = edits.recorded(model)
-    assert edits.planned(model, record, ProximalGuidance(), ProximalHold()) == (0, 98)
+    assert edits.planned(model, record, *both()) == (0, 98)
 
 
 def test_goes_with_other_edits(model, inversion):
@@ -157,7 +163,8 @@ def test_a_run_without_guidance_is_refused(model, inversion):
 
 
 def test_a_sampler_that_goes_on_from_a_copy_is_refused(model, inversion):
-    model = engine.install(engine.install(model, ProximalGuidance(), inversion), ProximalHold(), inversion)
+    for control in both():
+        model = engine.install(model, control, inversion)
     sampler = comfy.samplers.KSAMPLER(copying_euler)
     model = engine.pin(model, inversion, tuple(inversion.schedule))
     guider = comfy.samplers.CFGGuider(model)

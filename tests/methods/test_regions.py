@@ -9,12 +9,13 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.acts import NULL_TEXT
 from attention_edit.attention.engine.call import AttentionCall
 from attention_edit.attention.engine.plan import Plan
 from attention_edit.attention.engine.run import Run
 from attention_edit.attention.engine.site import Own
 from attention_edit.attention.masks.cells import resize
-from attention_edit.attention.methods.cpam import CPAM, NULL
+from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.regions import ELSEWHERE, RegionPrompts, make_region
 from attention_edit.host.families import SD1
 from test_cpam import HEADS, SIDE, WIDTH, attend, random
@@ -31,10 +32,10 @@ def region(mask, seed, kind="SD1", **options):
 def make_call(control, batch=1, chunks=2):
     """One cross-attention with random features in float64, and its contexts' keys and values."""
     run = Run(SD1, 0, [2.0, 1.0, 0.0], (SIDE, SIDE), SimpleNamespace(conds={}), plan=Plan((control,)))
-    control.prepare(run)
+    run.states[control] = control.begin(run)
     rows = chunks * batch
     q, k, v = (random(rows, n, HEADS * WIDTH, seed=i) for i, n in enumerate((SIDE * SIDE, 77, 77)))
-    names = [NULL, *(f"prompt of region {i + 1}" for i in range(len(control.regions)))]
+    names = [NULL_TEXT, *(f"prompt of region {i + 1}" for i in range(len(control.regions)))]
     lengths = [77, *(77 * (i + 1) for i in range(len(control.regions)))]
     extra = {
         name: tuple(random(rows, n, HEADS * WIDTH, seed=30 + 2 * i + j) for j in range(2))
@@ -42,7 +43,20 @@ def make_call(control, batch=1, chunks=2):
     }
     own = Own(lambda: attend(q, k, v), plain=True)
     conditional = (False, True)[:chunks]
-    return AttentionCall(run, SD1.layers[9], (SIDE, SIDE), q, k, v, conditional, batch, own, attend, extra=extra)
+    return AttentionCall(
+        run,
+        SD1.layers[9],
+        (SIDE, SIDE),
+        q,
+        k,
+        v,
+        conditional,
+        batch,
+        own,
+        attend,
+        state=run.states[control],
+        extra=extra,
+    )
 
 
 def cells(mask):
@@ -55,8 +69,8 @@ def test_each_region_attends_to_its_own_prompt(elsewhere):
     top, corner = edits.box(0, 0, 64, 128), edits.box(32, 64, 64, 64)
     control = RegionPrompts((region(top, 1), region(corner, 2)), elsewhere)
     call = make_call(control)
-    out = control.cross_attention(call)
-    expected = attend(call.q, *((call.k, call.v) if elsewhere == MAIN else call.extra[NULL]))
+    out = control.show(call)
+    expected = attend(call.q, *((call.k, call.v) if elsewhere == MAIN else call.extra[NULL_TEXT]))
     for number, mask in enumerate((top, corner), 1):
         theirs = attend(call.q, *call.extra[f"prompt of region {number}"])
         expected = torch.where(cells(mask)[None, :, None], theirs, expected)
@@ -67,7 +81,7 @@ def test_each_region_attends_to_its_own_prompt(elsewhere):
 def test_a_query_depends_on_its_own_regions_prompt_only():
     control = RegionPrompts((region(LEFT, 1), region(RIGHT, 2)))
     call = make_call(control)
-    before = control.cross_attention(call)
+    before = control.show(call)
     others = {name: pair for name, pair in call.extra.items() if name != "prompt of region 2"}
     for k, v in others.values():
         k.add_(3.0)
@@ -75,7 +89,7 @@ def test_a_query_depends_on_its_own_regions_prompt_only():
     call.k.add_(1.0)
     call.v.add_(1.0)
     call.own.value = None
-    after = control.cross_attention(call)
+    after = control.show(call)
     right = cells(RIGHT)
     assert torch.equal(after[1, right], before[1, right])
     assert not torch.isclose(after[1, ~right], before[1, ~right]).any()
@@ -86,10 +100,10 @@ def test_regions_per_image_of_a_batch():
     two = torch.cat([LEFT, edits.box(32, 32, 64, 64)])
     control = RegionPrompts((region(two, 1),))
     call = make_call(control, batch=2)
-    out = control.cross_attention(call)
+    out = control.show(call)
     for item in range(2):
         single = RegionPrompts((region(two[item : item + 1], 1),))
-        alone = single.cross_attention(make_call(single, batch=2))
+        alone = single.show(make_call(single, batch=2))
         assert torch.allclose(out[item::2], alone[item::2], rtol=1e-9)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...maps.probabilities import picked
+
 Word = Sequence[int]
 """Positions in the text of one word's tokens."""
 BALANCE = 3.0
@@ -33,7 +35,7 @@ def token_ratio(attention: Tensor, mask: Tensor, word: Word) -> Tensor:
         (B, H) in 0..1.
     """
     total = attention.sum(-1).clamp_min(torch.finfo(attention.dtype).tiny)
-    share = attention[..., list(word)].mean(-1) / total
+    share = picked(attention, word).mean(-1) / total
     inside = mask[:, None].to(share)
     return (share * inside).sum(-1) / inside.sum(-1)
 
@@ -43,7 +45,7 @@ def spatial_ratio(attention: Tensor, mask: Tensor, word: Word) -> Tensor:
 
     Args and result as `token_ratio`; the mask may be empty, which gives 0.
     """
-    weight = attention[..., list(word)].sum(-1)
+    weight = picked(attention, word).sum(-1)
     total = weight.sum(-1).clamp_min(torch.finfo(weight.dtype).tiny)
     return (weight * mask[:, None].to(weight)).sum(-1) / total
 

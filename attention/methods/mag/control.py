@@ -9,42 +9,46 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.sampler_helpers
 from torch import Tensor
 
-from ....host.families import Family, Layer
+from ....host.families import Family
 from ....host.work import FORWARD, work
-from ...engine.call import AttentionCall
+from ...engine.acts import Act, How, Site, Window
 from ...engine.checks import check_target_prompt
-from ...engine.control import Control, Slopes
+from ...engine.control import LatentControl, Slopes, only_looks
+from ...engine.moment import Moment
 from ...engine.run import Run
 from ...masks.cells import check_aspect
 from .loop import guided
-from .parts import Part
+from .parts import Guided, Part
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class MAG(Part, Control):
+class MAG(Part, LatentControl):
     """Words that shall appear under a mask. Several on one model are guided together (Eq 5)."""
 
     name = "MAG-Edit"
-    moves = True
     guidable = True
 
-    def cross_layers(self, family: Family) -> tuple[Layer, ...]:
-        return self.layers(family)
+    def acts_on(self, family: Family) -> tuple[Act, ...]:
+        """Nothing is changed there: in a pass made for the maps the engine takes them, see `reading`."""
+        return (Act(Site.CROSS, self.layers(family), during=self._window, when=self._guides, how=How.STANDS_ON),)
 
-    def prepare(self, run: Run) -> None:
+    def begin(self, run: Run) -> Guided:
         """Check what it stands on, and say what it will cost.
 
         Raises:
             ValueError: a method underneath whose maps are not known, maps of a scale that the family has not,
                 positions outside the prompt, or a prompt that is not sampled with.
         """
-        hindering = [control.name for control in run.controls if not (control.guidable or control.passive)]
+        hindering = [
+            control.name for control in run.controls if not (control.guidable or only_looks(control, run.family))
+        ]
         if hindering:
             raise ValueError(
                 f"MAG-Edit goes on Prompt-to-Prompt, Plug-and-Play or CPAM, or alone; this model carries "
@@ -59,25 +63,27 @@ class MAG(Part, Control):
         self.curve.begin()
         if self.negative is not None:
             run.guider.conds[self.negative_role] = comfy.sampler_helpers.convert_cond(self.negative.conditioning)
-        _plan(self, run)
+        return Guided(_plan(self, run))
 
-    def acts(self, run: Run) -> bool:
-        return self.guides and run.within(self.start, self.end)
+    @property
+    def _window(self) -> Window:
+        return Window(self.start, self.end)
 
-    def cross_attention(self, call: AttentionCall) -> Tensor:
-        """Nothing is changed here: in a pass made for the maps the engine takes them, see `reading`."""
-        return call.own()
+    def _guides(self, run: Moment, state: Any) -> bool:
+        return self.guides
 
-    def moved(self, run: Run, x: Tensor, network: Slopes) -> Tensor:
+    def acts(self, run: Moment, state: Any) -> bool:
+        return self.guides and self._window.holds(run)
+
+    def before(self, run: Run, state: Guided, x: Tensor, network: Slopes) -> Tensor:
         """Algorithm 1, lines 1 to 7, for all parts at once."""
-        parts = [control for control in run.acting() if isinstance(control, MAG)]
+        parts = [control for control in run.acting.controls if isinstance(control, MAG)]
         return guided(parts, run, x, network) if parts[0] is self else x
 
 
-def _plan(part: MAG, run: Run) -> None:
-    """Log the work ahead, and note the last noise level that is guided."""
-    levels = [sigma for sigma in run.sigmas[:-1] if run.move_to(sigma) is None and part.acts(run)]
-    run.once((part, "last"), lambda: min(levels, default=0.0))
+def _plan(part: MAG, run: Run) -> float:
+    """Log the work ahead; returns the last noise level that is guided, 0 if none is."""
+    levels = [sigma for sigma in run.sigmas[:-1] if run.move_to(sigma) is None and part.acts(run, None)]
     passes = len(levels) * part.iterations * (2 if part.negative else 1)
     log.info(
         "MAG-Edit plans up to %d iterations in %d steps, worth %.0f UNet evaluations per image",
@@ -85,3 +91,4 @@ def _plan(part: MAG, run: Run) -> None:
         len(levels),
         passes * work(run.family, part.detail, part.checkpointing),
     )
+    return min(levels, default=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from ....host.gradients import for_gradients
 from ....inversion.record import Inversion
 from ...engine import install as engine
+from ...engine.acts import Window
 from ...engine.after_step import SourceAfterStep
+from ...engine.moment import Moment, savable
 from ...engine.plan import plan_of
 from ...engine.run import Run
 from ...masks.cells import dilate
@@ -46,26 +48,35 @@ class MAGBlend(SourceAfterStep):
     name = "MAG-Edit blending"
     guidable = True
 
-    def prepare(self, run: Run) -> None:
+    def begin(self, run: Run) -> Blending:
         """The earliest start of all parts counts; a schedule may leave the last step out, and blends all the same."""
         parts = [control for control in run.controls if isinstance(control, MAG)]
-        first, last = round(min(part.blend for part in parts) * run.steps), 0
+        first, last = Window(min(part.blend for part in parts)).first(run.steps), 0
         for sigma in run.sigmas[:-1]:
             run.move_to(sigma)
             last = run.step
-        run.once((self, "first"), lambda: min(first, last) if first < run.steps else run.steps)
+        return Blending(parts, min(first, last) if first < run.steps else run.steps)
 
-    def acts(self, run: Run) -> bool:
-        return run.inversion is not None and run.step >= run.kept[self, "first"]
+    def acts(self, run: Moment, state: Blending) -> bool:
+        return run.inversion is not None and run.step >= state.start
 
-    def first(self, run: Run) -> int:
-        return run.kept[self, "first"]
+    def first(self, run: Moment, state: Blending) -> int:
+        return state.start
 
-    def mask(self, run: Run, latent: Tensor) -> Tensor:
+    def mask(self, run: Moment, state: Blending, latent: Tensor) -> Tensor:
         """(B, 1, h, w), 1 where the edit may differ from the source."""
+        key = (tuple(latent.shape), latent.device, latent.dtype)
+        if key not in state.masks:
+            state.masks[key] = savable(
+                lambda: dilate(union(state.parts, tuple(latent.shape))[:, 0], 1)[:, None].to(latent)
+            )
+        return state.masks[key]
 
-        def make() -> Tensor:
-            parts = [control for control in run.controls if isinstance(control, MAG)]
-            return dilate(union(parts, tuple(latent.shape))[:, 0], 1)[:, None].to(latent)
 
-        return run.once((self, latent.shape, latent.device, latent.dtype), make)
+@dataclass
+class Blending:
+    """The blending of one run: its parts, its first step, and the mask by what the latents are."""
+
+    parts: list[MAG]
+    start: int
+    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)

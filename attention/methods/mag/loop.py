@@ -19,7 +19,7 @@ from ...engine.slopes import Slope
 from ...masks.cells import for_batch
 from ...words import lines as word_lines
 from .constraints import normalised
-from .parts import Negative, Part
+from .parts import Guided, Negative, Part
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def _tell(part: Part, run: Run) -> None:
     """Say what a step's iterations did, on the node that runs; in the log what came of all, after the last."""
     if part.curve.points:
         show(f"MAG-Edit: {part.curve.latest()}")
-    if run.sigma <= run.kept[part, "last"]:
+    if run.sigma <= run.states[part].last:
         log.log(logging.INFO if part.curve.worked() else logging.WARNING, "MAG-Edit: %s", part.curve.report())
 
 
@@ -55,7 +55,9 @@ def guided(parts: Sequence[Part], run: Run, x: Tensor, network: Slopes) -> Tenso
     for part in parts:
         _check_copied(part, run)
     layers = sorted({layer for p in parts for layer in p.layers(run.family)}, key=lambda layer: layer.index)
-    inside = run.once(("mag", *parts, x.device), lambda: union(parts, tuple(x.shape)).to(x.device))
+    state: Guided = run.states[parts[0]]
+    key = (*parts, tuple(x.shape), x.device)
+    inside = state.cached(key, lambda: union(parts, tuple(x.shape)).to(x.device))
     weights = normalised([p.weight for p in parts])
     length = run.sigma * (1 + run.sigma**2)
     with network.slopes(layers, any(p.checkpointing for p in parts)) as slope:
@@ -113,7 +115,7 @@ def _away(part: Part, negative: Negative, of: _Open, run: Run, latent: Tensor, s
 def _check_copied(part: Part, run: Run) -> None:
     """Raise ValueError for a word whose attention is the source's: the edit cannot change it (S* without S)."""
     for index, word in enumerate(part.words):
-        if any(control.copies(run, word) for control in run.acting()):
+        if any(control.copies(run, run.states[control], word) for control in run.acting.maps):
             named = word_lines.words(part.curve.name)
             raise ValueError(
                 f"Guidance cannot reach {named[index] if index < len(named) else part.curve.name!r}: Prompt-to-Prompt "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....host.families import Family, Layer
 from ....host.marks import KEY
-from ...engine.moment import Moment
+from ...engine.moment import Moment, savable
 from ...engine.reading import Maps
 from ...masks.cells import as_mask, for_batch, resize
 from ...words import lines as word_lines
@@ -143,7 +143,8 @@ class Part:
         found = [maps[index] for index in layers]
         expected = self.prompt.length if self.prompt is not None and words is self.words else None
         _check_length(found[0].shape[-1], max(max(word) for word in words), expected)
-        masks = [run.once((self, a.shape[2], a.device), lambda a=a: self._places(run, a)) for a in found]
+        state: Guided = run.states[self]
+        masks = [state.cached((a.shape[2], a.device), lambda a=a: self._places(run, a)) for a in found]
         return evaluate(self.constraint, found, masks, words)
 
     def _places(self, run: Moment, attention: Tensor) -> Tensor:
@@ -151,6 +152,25 @@ class Part:
         height, width = (-(-side // self.detail) for side in run.size)
         cells = for_batch(self.cells((height, width)), attention.shape[0], "mask of MAG-Edit")
         return cells.flatten(1).to(attention.device)
+
+
+@dataclass
+class Guided:
+    """A part in one run.
+
+    Attributes:
+        last: the last noise level that is guided, 0 if none is.
+        masks: the mask as maps or latents need it, by what they are.
+    """
+
+    last: float
+    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+    def cached(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once."""
+        if key not in self.masks:
+            self.masks[key] = savable(make)
+        return self.masks[key]
 
 
 def _check_length(given: int, last: int, expected: int | None) -> None:
