@@ -1,13 +1,24 @@
 """Model families: which transformer blocks a UNet has, in the order in which it calls them.
 
 A layer's index counts blocks in call order (down, middle, up), as the papers do; one layer is one
-self-attention followed by one cross-attention.
+self-attention followed by one cross-attention. Layers and scales are read from the UNet itself, so that one which
+was cut down from a family's (SSD-1B, Segmind Vega, KOALA, BK-SDM) needs no row of its own. The family is the name
+that published numbers go by; `ByFamily` is the one table that holds them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, lru_cache
+from itertools import groupby
+from typing import Any, ClassVar, Generic, TypeVar
+
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
+
+from .models import LATENT_CHANNELS
+
+Number = TypeVar("Number")
 
 
 @dataclass(frozen=True)
@@ -31,18 +42,40 @@ class Layer:
         """The host's key for replace patches."""
         return (*self.block, self.depth)
 
+    @property
+    def stage(self) -> tuple[int, int]:
+        """Way down, middle or way up, and scale; stages that are called later compare as larger."""
+        part = ("input", "middle", "output").index(self.block[0])
+        return part, (1 - part) * self.scale
+
 
 @dataclass(frozen=True)
 class Family:
-    """A model family and its layers.
+    """A model family and the layers of one of its UNets.
 
     Attributes:
+        name: what published numbers go by.
         side: side of the latent at the size that the family draws best (512 pixels: 64).
+        unet: the host's name of the UNet, by which it was recognised, such as "SSD1B"; empty for the family's own.
     """
 
     name: str
     layers: tuple[Layer, ...]
     side: int
+    unet: str = ""
+
+    def __str__(self) -> str:
+        return self.name if self.is_whole else f"{self.unet} ({self.name} with other layers)"
+
+    @property
+    def whole(self) -> Family:
+        """The family with the layers of its own UNet."""
+        return _WHOLE[self.name]
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether these are the layers of the family's own UNet, and not of one that was cut down from it."""
+        return self.layers == self.whole.layers
 
     def up_to(self, side: int) -> tuple[Layer, ...]:
         """Layers with at most side x side tokens at the family's own size.
@@ -52,11 +85,85 @@ class Family:
         """
         return tuple(layer for layer in self.layers if layer.scale * side >= self.side)
 
+    def at_place_of(self, index: int) -> int:
+        """Index of the layer here that stands where a published layer does, `index` in the family's own UNet.
 
-def _layers(blocks: list[tuple[str, int, int, int]]) -> tuple[Layer, ...]:
-    """Layers from (block name, block number, depth, scale) in call order."""
-    flat = [((name, number), depth, scale) for name, number, depths, scale in blocks for depth in range(depths)]
-    return tuple(Layer(i, block, depth, scale) for i, (block, depth, scale) in enumerate(flat))
+        That is the same stage, and in it the same share of its blocks; with as many blocks as there, the same block
+        and the same share of its layers. Where a stage has no attention here, it is the first layer behind it, or
+        the last of all. In the own UNet it is `index` itself.
+        """
+        return self._places[index]
+
+    @cached_property
+    def _places(self) -> tuple[int, ...]:
+        return tuple(_place_of(layer, self.whole.layers, self.layers) for layer in self.whole.layers)
+
+
+class ByFamily(Generic[Number]):
+    """A method's published numbers, one for each family.
+
+    Attributes:
+        tables: all that there are, so that a test can ask each of them for every family.
+        what: the number and the method, for the error: "CPAM's retain layer".
+        numbers: by the family's name.
+    """
+
+    tables: ClassVar[list[ByFamily[Any]]] = []
+
+    def __init__(self, what: str, numbers: Mapping[str, Number]) -> None:
+        self.what, self.numbers = what, dict(numbers)
+        ByFamily.tables.append(self)
+
+    def __getitem__(self, family: Family | str) -> Number:
+        """The number of a family, which may also be given by its name.
+
+        Raises:
+            ValueError: none is known for it.
+        """
+        name = family if isinstance(family, str) else family.name
+        if name not in self.numbers:
+            raise ValueError(
+                f"{self.what} is not known for {name}, only for {', '.join(self.numbers)}. Set it in the method's "
+                "node if that has an input for it, or connect a checkpoint of one of these families."
+            )
+        return self.numbers[name]
+
+
+class LayerByFamily(ByFamily[int]):
+    """Published layer numbers, which count the layers of the family's own UNet from 0."""
+
+    def __getitem__(self, family: Family | str) -> int:
+        """The layer of this UNet that stands where the published one does: `Family.at_place_of`."""
+        published = super().__getitem__(family)
+        return published if isinstance(family, str) else family.at_place_of(published)
+
+
+def _place_of(layer: Layer, whole: tuple[Layer, ...], here: tuple[Layer, ...]) -> int:
+    """See `Family.at_place_of`; in whole numbers, so that no place depends on rounding."""
+    theirs, ours = _blocks_in(whole, layer.stage), _blocks_in(here, layer.stage)
+    if not ours:
+        return next((other.index for other in here if other.stage > layer.stage), len(here) - 1)
+    number, their_block = next((i, block) for i, block in enumerate(theirs) if layer in block)
+    whole_stage = len(theirs) * len(their_block)
+    our_number, rest = divmod((number * len(their_block) + layer.depth) * len(ours), whole_stage)
+    return ours[our_number][rest * len(ours[our_number]) // whole_stage].index
+
+
+def _blocks_in(layers: tuple[Layer, ...], stage: tuple[int, int]) -> list[list[Layer]]:
+    """The layers of a stage, in lists by UNet block."""
+    inside = (layer for layer in layers if layer.stage == stage)
+    return [list(block) for _, block in groupby(inside, key=lambda layer: layer.block)]
+
+
+def _layers_by_block(blocks: list[tuple[str, int, int, int]]) -> tuple[Layer, ...]:
+    """Layers from (block name, block number, number of transformer blocks, scale) in call order."""
+    flat = (((name, number), depth, scale) for name, number, depths, scale in blocks for depth in range(depths))
+    return _numbered(flat)
+
+
+def _numbered(places: Iterable[tuple[tuple[str, int], int, int]]) -> tuple[Layer, ...]:
+    """Layers from (block, depth, scale) in call order."""
+    return tuple(Layer(index, *place) for index, place in enumerate(places))
 
 
 _SD1_BLOCKS = [
@@ -72,48 +179,69 @@ _SDXL_BLOCKS = [
     *[("output", number, 10, 4) for number in (0, 1, 2)],
     *[("output", number, 2, 2) for number in (3, 4, 5)],
 ]
-SD1 = Family("SD1.x", _layers(_SD1_BLOCKS), side=64)
-SD2 = Family("SD2.x", _layers(_SD1_BLOCKS), side=64)
-SDXL = Family("SDXL", _layers(_SDXL_BLOCKS), side=128)
+SD1 = Family("SD1.x", _layers_by_block(_SD1_BLOCKS), side=64)
+SD2 = Family("SD2.x", _layers_by_block(_SD1_BLOCKS), side=64)
+SDXL = Family("SDXL", _layers_by_block(_SDXL_BLOCKS), side=128)
 FAMILIES = (SD1, SD2, SDXL)
-LATENT_CHANNELS = 4
+"""Families with the layers of their own UNets."""
 
+_WHOLE = {family.name: family for family in FAMILIES}
 _BY_CONFIG = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}
 """By class of the host's model configuration, or a class that it derives from."""
 
 
 def family_of(model: Any) -> Family:
-    """The family of a host MODEL.
+    """The family of a host MODEL, with the layers that its UNet has.
 
     Raises:
-        ValueError: the UNet takes more than a latent (inpainting models), the model has no block table here, or
-            other blocks than its family (SSD-1B, Vega); the message names it and the families that have a table.
+        ValueError: another architecture, which the message names with the families that work; or the UNet takes
+            more than a latent (inpainting models), or it has no attention.
     """
     config = type(model.model.model_config)
     family = next((_BY_CONFIG[c.__name__] for c in config.__mro__ if c.__name__ in _BY_CONFIG), None)
-    if family is None or _blocks_of(model) != [(la.block, la.depth) for la in family.layers]:
-        known = ", ".join(f.name for f in FAMILIES)
+    if family is None:
         raise ValueError(
-            f"Attention Edit has no block table for this model ({config.__name__}); it knows {known}. "
-            "Connect a checkpoint of one of these families."
+            f"Attention Edit does not know this model's architecture ({config.__name__}). It works with "
+            f"{', '.join(_WHOLE)} and with UNets that were cut down from theirs, such as SSD-1B, Segmind Vega, KOALA "
+            "and BK-SDM. Connect a checkpoint of one of these families."
         )
-    channels = model.get_model_object("diffusion_model").in_channels
-    if channels != LATENT_CHANNELS:
-        raise ValueError(
-            f"This checkpoint's UNet takes {channels} channels: an inpainting or InstructPix2Pix model, which also "
-            "wants a masked or a second image at every step. Connect the ordinary checkpoint that it was made from."
-        )
-    return family
-
-
-def _blocks_of(model: Any) -> list[tuple[tuple[str, int], int]]:
-    """The transformer blocks that a model's UNet really has, in call order."""
     unet = model.get_model_object("diffusion_model")
-    parts = (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks))
-    return [
-        ((name, number), depth)
-        for name, blocks in parts
-        for number, block in enumerate(blocks)
-        for module in block
-        for depth in range(len(getattr(module, "transformer_blocks", ())))
-    ]
+    if unet.in_channels != LATENT_CHANNELS:
+        raise ValueError(
+            f"This checkpoint's UNet takes {unet.in_channels} channels: an inpainting or InstructPix2Pix model, which "
+            "also wants a masked or a second image at every step. Connect the ordinary checkpoint that it was made "
+            "from."
+        )
+    places = tuple(_places_in(unet))
+    if not places:
+        raise ValueError(
+            f"This model's UNet ({config.__name__}) has no layers of self-attention, which all edits act on. Connect "
+            f"a checkpoint of {', '.join(_WHOLE)}."
+        )
+    return _interned(family, config.__name__, places)
+
+
+@lru_cache(maxsize=16)
+def _interned(family: Family, unet: str, places: tuple[tuple[tuple[str, int], int, int], ...]) -> Family:
+    """One object for all models with the same UNet: what it knows of its layers is then found out once."""
+    layers = _numbered(places)
+    return family if layers == family.layers else Family(family.name, layers, family.side, unet)
+
+
+def _places_in(unet: Any) -> Iterator[tuple[tuple[str, int], int, int]]:
+    """(block, depth, scale) of the transformer blocks that a UNet really has, in call order.
+
+    Blocks whose first attention reads the prompt too (SDXS) have no self-attention, and are left out.
+    """
+    scale = 1
+    middle = [] if unet.middle_block is None else [unet.middle_block]
+    for name, blocks in (("input", unet.input_blocks), ("middle", middle), ("output", unet.output_blocks)):
+        for number, block in enumerate(blocks):
+            for module in block:
+                for depth, transformer in enumerate(getattr(module, "transformer_blocks", ())):
+                    if not transformer.disable_self_attn:
+                        yield (name, number), depth, scale
+                if isinstance(module, Downsample):
+                    scale *= 2
+                elif isinstance(module, Upsample):
+                    scale //= 2

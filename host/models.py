@@ -8,6 +8,10 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
+LATENT_CHANNELS = 4
+CELL = 8
+"""Pixels along the side of a cell of the latent; the autoencoder rounds an image's sides down to multiples of it."""
+
 
 def prediction_of(model: Any) -> str:
     """ "eps" or "v" of a host MODEL, as its sampling object says.
@@ -32,9 +36,9 @@ def check_latent(latent: dict[str, Any], place: str = "Inversion") -> Tensor:
         ValueError: not a (B, 4, h, w) latent, or it holds NaN or infinity.
     """
     samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != 4:
+    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
         raise ValueError(
-            f"{place} needs the latent of an SD image, shape (B, 4, h, w), not {tuple(samples.shape)}. "
+            f"{place} needs the latent of an SD image, shape (B, {LATENT_CHANNELS}, h, w), not {tuple(samples.shape)}. "
             "Connect VAE Encode with this model's own VAE."
         )
     if not torch.isfinite(samples).all():

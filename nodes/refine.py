@@ -10,10 +10,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..attention.maps.recorder import SIZES
-from ..attention.masks.composite import CELL
 from ..attention.masks.edit_masks import EditMasks
 from ..attention.masks.refinement import RefinedMasks, make_refinement
 from ..attention.pictures.heat import enlarged, label_grid
+from ..host.models import CELL
 from .inputs import fraction_input
 from .masks import TILE
 from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, EditMasksSocket, PromptSocket, RefinedSocket

@@ -19,10 +19,11 @@ def layers_of(family: Family, rule: str) -> tuple[Layer, ...]:
 
     Args:
         rule: one of RULES, or a range of layer numbers in call order from 0, both ends included, such as "3-13".
-            RESOLUTION counts tokens at the family's own size (layers 2 to 12 of SD1.x, 4 to 63 of SDXL).
+            RESOLUTION counts tokens at the family's own size (layers 2 to 12 of SD1.x, 4 to 63 of SDXL). PAPER
+            means the layers at these places, if the model was cut down from one with 16.
 
     Raises:
-        ValueError: an unknown rule, a range that leaves the model, or the paper's range on a model of other depth.
+        ValueError: an unknown rule, a range that leaves the model, or the paper's range on SDXL.
     """
     if rule == RESOLUTION:
         return family.up_to(32)
@@ -32,17 +33,18 @@ def layers_of(family: Family, rule: str) -> tuple[Layer, ...]:
         return family.layers
     count = len(family.layers)
     if rule == PAPER:
-        if count != _SIXTEEN:
+        if len(family.whole.layers) != _SIXTEEN:
             raise ValueError(
-                f"The paper's layers 4 to 14 are those of a model with 16; {family.name} has {count}. Choose "
+                f"The paper's layers 4 to 14 are those of a model with 16; {family} has {count}. Choose "
                 f"{RESOLUTION!r} or a range such as 4-63."
             )
-        return family.layers[3:14]  # the paper counts from 1
+        # The paper counts from 1.
+        return family.layers[family.at_place_of(3) : family.at_place_of(13) + 1]
     found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", rule)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
     if not first <= last < count:
         raise ValueError(
-            f"{rule!r} chooses no layers of {family.name}. Give one of {', '.join(map(repr, RULES))}, or a range of "
+            f"{rule!r} chooses no layers of {family}. Give one of {', '.join(map(repr, RULES))}, or a range of "
             f"layer numbers from 0 to {count - 1}, such as 3-13."
         )
     return family.layers[first : last + 1]

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...host.models import CELL
 from ..words.prompt import Prompt
 from .recorder import SIZES, MeanMap, Recording
 
 RULES = ("threshold", "Otsu", "largest share")
 """How a heat map becomes a mask."""
-PIXELS = 8
-"""Image pixels per latent cell."""
 BINS = 256
 
 
@@ -68,7 +67,7 @@ def heat_map(recording: Recording, positions: Sequence[int], options: HeatOption
     low = smooth(word_map(recording, positions, options.scales), options.smoothing)
     if options.sharpen:
         low = sharpen(low, own_map(recording), options.sharpen)
-    return resize(low, (recording.size[0] * PIXELS, recording.size[1] * PIXELS))
+    return resize(low, (recording.size[0] * CELL, recording.size[1] * CELL))
 
 
 def word_map(recording: Recording, positions: Sequence[int], scales: Sequence[int] | None = None) -> Tensor:

@@ -217,7 +217,7 @@ def recorder(
     missing = [name for name, scale in SIZES.items() if scale in (*cross, *own) and scale not in there]
     if missing:
         raise ValueError(
-            f"{family.name} has no attention layers of {' or '.join(missing)} size; it has {sizes_of(family)}. Choose "
+            f"{family} has no attention layers of {' or '.join(missing)} size; it has {sizes_of(family)}. Choose "
             "one of these in Record Attention Maps."
         )
     if not prompt.content and not own:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...host.models import CELL
 from ..pictures.heat import cluster_picture, enlarged
 from .clusters import assign, k_means, principal_components
-from .heat import PIXELS, own_map, resize, word_map
+from .heat import own_map, resize, word_map
 from .recorder import Recording
 
 
@@ -78,7 +79,7 @@ def regions(
     for i, features in enumerate(own.values):
         labels = k_means(features, count, seed=seed)
         named = assign(labels, count, {word: maps[i] for word, maps in nouns.items()}, least) if words else ()
-        size = (recording.size[0] * PIXELS, recording.size[1] * PIXELS)
+        size = (recording.size[0] * CELL, recording.size[1] * CELL)
         found.append(Regions(labels.unflatten(0, own.shape), count, tuple(named), features, size))
     return found
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...host.models import CELL
 from .cells import check_aspect, dilate, for_batch, resize
-
-CELL = 8
-"""Pixels per side of a latent cell; the autoencoder rounds an image's sides down to multiples of it."""
 
 
 def composite(original: Tensor, edited: Tensor, mask: Tensor, feather: int) -> Tensor:

@@ -17,13 +17,10 @@ from torch import Tensor
 from ...host.conditioning import Conditioning
 from ...host.families import family_of
 from ...host.guider import run_sampler
-from ...host.models import check_latent
+from ...host.models import CELL, check_latent
 from ...inversion.ddim_inversion import check_unedited
 
 log = logging.getLogger(__name__)
-
-CELL = 8
-"""Pixels per side of a latent cell."""
 
 
 @dataclass(frozen=True)

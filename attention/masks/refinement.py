@@ -96,7 +96,7 @@ class Refinement:
         for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
             if any(scale and scale not in there for scale in scales):
                 raise ValueError(
-                    f"{run.family.name} has no attention layers of the size that {of} of Refine Mask asks for; it "
+                    f"{run.family} has no attention layers of the size that {of} of Refine Mask asks for; it "
                     f"has {sizes_of(run.family)}."
                 )
         if self.first(run) >= run.steps:

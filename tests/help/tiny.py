@@ -51,15 +51,60 @@ def _config(kind: str, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+CUT_DOWN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "SSD1B": (
+        "SDXL",
+        "SSD1B",
+        {
+            "transformer_depth": [0, 0, 2, 2, 4, 4],
+            "transformer_depth_output": [0, 0, 0, 1, 1, 2, 10, 4, 4],
+            "transformer_depth_middle": -1,
+        },
+    ),
+    "Vega": (
+        "SDXL",
+        "Segmind_Vega",
+        {
+            "transformer_depth": [0, 0, 1, 1, 2, 2],
+            "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+            "transformer_depth_middle": -1,
+        },
+    ),
+    "KOALA": (
+        "SDXL",
+        "KOALA_700M",
+        {
+            "num_res_blocks": [1, 1, 1],
+            "transformer_depth": [0, 2, 5],
+            "transformer_depth_output": [0, 0, 2, 2, 5, 5],
+            "transformer_depth_middle": -2,
+        },
+    ),
+    "BK-SDM": (
+        "SD1",
+        "SD15",
+        {
+            "num_res_blocks": [1, 1, 1, 1],
+            "transformer_depth": [1, 1, 1, 0],
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_middle": -2,
+        },
+    ),
+}
+"""UNets cut down from a family's: its kind, the host's configuration, and what differs from the family's UNet."""
+_HOST_CONFIGS = {"SD1": "SD15", "SD2": "SD20", "SDXL": "SDXL"} | {kind: name for kind, (_, name, _) in CUT_DOWN.items()}
+
+
 def tiny_model(kind: str = "SD1", v: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A host MODEL with random weights.
 
     Args:
-        kind: SD1, SD2 or SDXL.
+        kind: SD1, SD2 or SDXL, or one of CUT_DOWN.
         v: v-prediction instead of eps.
     """
-    name = {"SD1": "SD15", "SD2": "SD20", "SDXL": "SDXL"}[kind]
-    config = getattr(comfy.supported_models, name)(_config(kind, dtype))
+    config_name = _HOST_CONFIGS[kind]
+    kind, _, other = CUT_DOWN.get(kind, (kind, "", {}))
+    config = getattr(comfy.supported_models, config_name)(_config(kind, dtype) | other)
     config.unet_config |= {"num_heads": -1, "num_head_channels": 8}
     base = comfy.model_base.SDXL if kind == "SDXL" else comfy.model_base.BaseModel
     prediction = comfy.model_base.ModelType.V_PREDICTION if v else comfy.model_base.ModelType.EPS
