@@ -25,7 +25,8 @@ def forward_share(family: Family, scale: int) -> float:
     """Share of a UNet's operations ahead of its last layer of a scale, in 0..1.
 
     FORWARD's, or for a UNet that was cut down from the family's own an estimate: its blocks cost what the own ones
-    of the same stretch of the UNet cost, shared out evenly.
+    of the same stretch of the UNet cost, shared out evenly: within 0.07 of the counted shares of SSD-1B, Segmind Vega,
+    KOALA and BK-SDM.
 
     Raises:
         ValueError: the UNet has no layer of that scale.

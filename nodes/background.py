@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
 from ..attention.methods.background import ExactBackground
-from .inputs import fraction_input, inversion_input, model_input, model_output
+from .inputs import fraction_input, inversion_input, model_input, model_output, put
 from .sockets import CATEGORY, EditMasksSocket
 
 
@@ -40,4 +39,7 @@ class ExactBackgroundNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, inversion: Any, masks: Any, start: float) -> io.NodeOutput:
-        return io.NodeOutput(engine.install(model, ExactBackground(masks.changed, start), inversion))
+        return put(model, ExactBackground(masks.changed, start), inversion)
+
+
+NODES = [ExactBackgroundNode]

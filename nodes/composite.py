@@ -49,3 +49,6 @@ class CompositeNode(io.ComfyNode):
     def execute(cls, original: Tensor, edited: Tensor, mask: Any, feather: int) -> io.NodeOutput:
         chosen = mask.changed if isinstance(mask, EditMasks) else as_mask(mask, "mask")
         return io.NodeOutput(composite(original, edited, chosen, feather))
+
+
+NODES = [CompositeNode]

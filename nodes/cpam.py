@@ -1,4 +1,4 @@
-"""CPAM's nodes: masks for a task, the method, and the exact background."""
+"""The node of CPAM."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
 from ..attention.masks.cells import RULES
 from ..attention.methods.cpam import CPAM, KEY_MASKS
-from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input
+from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input, put
 from .sockets import CATEGORY, EditMasksSocket
 
 
@@ -40,45 +39,7 @@ class CPAMNode(io.ComfyNode):
                     default=True,
                     tooltip="Show the prompt only to pixels inside the target mask (localized extraction).",
                 ),
-                fraction_input(
-                    "normal_share",
-                    0.1,
-                    "Share of layers that, at random in every step, keep normal self-attention. The paper "
-                    "has 0.1, its released code 0; lower keeps the background better.",
-                    advanced=True,
-                ),
-                fraction_input(
-                    "retain_start",
-                    0.06,
-                    "Share of the steps before the object's look is kept (3 of 50). Later lets its shape change more.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "retain_layer",
-                    default=-1,
-                    min=-1,
-                    max=69,
-                    tooltip="First layer that keeps the object's look; -1 takes the released code's: 7 of 16 for SD1.x "
-                    "and SD2.x, 54 of 70 for SDXL.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "key_mask",
-                    options=list(KEY_MASKS),
-                    default="target",
-                    tooltip="Which source pixels a kept object reads: those in the target mask (as released), in the "
-                    "source mask, or in both.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "mask_resize",
-                    options=list(RULES),
-                    default=RULES[0],
-                    tooltip="How masks are brought to a layer's size: nearest as released; majority or any part of a "
-                    "cell.",
-                    advanced=True,
-                ),
-                fraction_input("end", 1.0, "Share of the steps after which CPAM stops acting.", advanced=True),
+                *_published_inputs(),
                 one_call_input(),
             ],
             outputs=[model_output()],
@@ -101,4 +62,51 @@ class CPAMNode(io.ComfyNode):
     ) -> io.NodeOutput:
         layer = None if retain_layer < 0 else retain_layer
         control = CPAM(masks, retain_start, layer, key_mask, normal_share, localized, mask_resize, end)
-        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+        return put(model, control, inversion, one_call)
+
+
+def _published_inputs() -> list[io.Input]:
+    """What the paper and its released code leave open or set differently."""
+    return [
+        fraction_input(
+            "normal_share",
+            0.1,
+            "Share of layers that, at random in every step, keep normal self-attention. The paper "
+            "has 0.1, its released code 0; lower keeps the background better.",
+            advanced=True,
+        ),
+        fraction_input(
+            "retain_start",
+            0.06,
+            "Share of the steps before the object's look is kept (3 of 50). Later lets its shape change more.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "retain_layer",
+            default=-1,
+            min=-1,
+            max=69,
+            tooltip="First layer that keeps the object's look; -1 takes the released code's: 7 of 16 for SD1.x "
+            "and SD2.x, 54 of 70 for SDXL.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "key_mask",
+            options=list(KEY_MASKS),
+            default="target",
+            tooltip="Which source pixels a kept object reads: those in the target mask (as released), in the "
+            "source mask, or in both.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "mask_resize",
+            options=list(RULES),
+            default=RULES[0],
+            tooltip="How masks are brought to a layer's size: nearest as released; majority or any part of a cell.",
+            advanced=True,
+        ),
+        fraction_input("end", 1.0, "Share of the steps after which CPAM stops acting.", advanced=True),
+    ]
+
+
+NODES = [CPAMNode]

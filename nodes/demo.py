@@ -66,3 +66,6 @@ class DemoSceneNode(io.ComfyNode):
         image = world.render(scenes).movedim(1, -1).contiguous()
         masks = world.masks(scenes)
         return io.NodeOutput(image, masks[:, 0], world.full_captions(scenes)[0], masks[:, 1])
+
+
+NODES = [DemoModelNode, DemoSceneNode]

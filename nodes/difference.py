@@ -99,3 +99,6 @@ class DiffMaskNode(io.ComfyNode):
             seed=seed,
         )
         return io.NodeOutput(found.mask.float(), heat_colours(found.heat))
+
+
+NODES = [DiffMaskNode]

@@ -57,3 +57,6 @@ class EditMasksNode(io.ComfyNode):
     def execute(cls, mask: Tensor, task: str, dilation: float, invert: bool) -> io.NodeOutput:
         masks = edit_masks(mask, task, dilation, invert)
         return io.NodeOutput(masks, masks.source.float(), masks.target.float(), masks.changed.float())
+
+
+NODES = [EditMasksNode]

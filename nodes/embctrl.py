@@ -37,3 +37,6 @@ class EmbCtrlNode(io.ComfyNode):
     @classmethod
     def execute(cls, source_prompt: Any, source: list[Any], target_prompt: Any, target: list[Any]) -> io.NodeOutput:
         return io.NodeOutput(embctrl(source_prompt, source, target_prompt, target))
+
+
+NODES = [EmbCtrlNode]

@@ -6,9 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
 from ..attention.methods.fpe import FPE
-from .inputs import CUSTOM, fraction_input, inversion_input, layers_inputs, model_input, model_output, one_call_input
+from .inputs import (
+    CUSTOM_RANGE,
+    fraction_input,
+    inversion_input,
+    layers_inputs,
+    model_input,
+    model_output,
+    one_call_input,
+    put,
+)
 from .sockets import CATEGORY
 
 
@@ -54,5 +62,8 @@ class FPENode(io.ComfyNode):
         both_halves: bool,
         one_call: bool,
     ) -> io.NodeOutput:
-        control = FPE(layer_range if layers == CUSTOM else layers, end, both_halves)
-        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+        control = FPE(layer_range if layers == CUSTOM_RANGE else layers, end, both_halves)
+        return put(model, control, inversion, one_call)
+
+
+NODES = [FPENode]

@@ -68,3 +68,6 @@ class RecordSourceNode(io.ComfyNode):
     ) -> io.NodeOutput:
         inversion, image = record_source(model, latent, positive, negative, guidance, seed, steps, OFFSETS[schedule])
         return io.NodeOutput(inversion, {"samples": image.to(comfy.model_management.intermediate_device())})
+
+
+NODES = [RecordSourceNode]

@@ -1,13 +1,31 @@
-"""Inputs that several nodes share."""
+"""What several nodes share: their inputs and outputs, and the one way in which a method is put on a model."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..attention.engine.layers import RULES
+from ..attention.engine.control import Control
+from ..attention.engine.install import install
+from ..attention.engine.layers import LAYER_RULES
+from ..inversion.record import Inversion
 from .sockets import InversionSocket, MapsSocket, PromptSocket
 
-CUSTOM = "range below"
+CUSTOM_RANGE = "range below"
+
+
+def put(model: Any, control: Control, inversion: Inversion | None = None, one_call: bool = False) -> io.NodeOutput:
+    """A node's output: a clone of the MODEL with a method on it.
+
+    Args:
+        inversion: the source image, if the method reads one.
+        one_call: run the source in the edit's UNet call; once a node has asked for it, the whole model has it.
+
+    Raises:
+        ValueError: see `install`.
+    """
+    return io.NodeOutput(install(model, control, inversion, packed=one_call or None))
 
 
 def layers_inputs() -> list[io.Input]:
@@ -15,8 +33,8 @@ def layers_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "layers",
-            options=[*RULES, CUSTOM],
-            default=RULES[0],
+            options=[*LAYER_RULES, CUSTOM_RANGE],
+            default=LAYER_RULES[0],
             tooltip="Layers whose self-attention maps are the source's. More and finer ones keep more of the "
             "structure; all of them freeze the image.",
             advanced=True,

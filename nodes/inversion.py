@@ -166,3 +166,6 @@ class LoadInversionNode(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         return io.NodeOutput(store.load(file))
+
+
+NODES = [InvertNode, ReconstructNode, SaveInversionNode, LoadInversionNode]

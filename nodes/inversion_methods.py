@@ -260,3 +260,6 @@ class DirectNode(io.ComfyNode):
         negative: list[Any] | None = None,
     ) -> io.NodeOutput:
         return io.NodeOutput(direct_inversion(model, inversion, (guidance, negative), scale, every))
+
+
+NODES = [NullTextNode, NegativePromptNode, FixedPointNode, DirectNode]

@@ -7,12 +7,19 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.engine import install as engine
 from ..attention.masks.cells import as_mask
 from ..attention.methods.background import ExactBackground
 from ..attention.methods.local_blend import LocalBlend
 from ..attention.words import lines as word_lines
-from .inputs import fraction_input, inversion_input, model_input, model_output, source_prompt_input, target_prompt_input
+from .inputs import (
+    fraction_input,
+    inversion_input,
+    model_input,
+    model_output,
+    put,
+    source_prompt_input,
+    target_prompt_input,
+)
 from .sockets import CATEGORY
 
 
@@ -73,7 +80,7 @@ class LocalBlendNode(io.ComfyNode):
     ) -> io.NodeOutput:
         if mask is not None:
             control = ExactBackground(_drawn(mask), start, "Local Blend")
-            return io.NodeOutput(engine.install(model, control, inversion))
+            return put(model, control, inversion)
         control = LocalBlend(
             source_prompt,
             target_prompt,
@@ -85,7 +92,7 @@ class LocalBlendNode(io.ComfyNode):
             subtract_threshold,
         )
         control.columns()
-        return io.NodeOutput(engine.install(model, control, inversion))
+        return put(model, control, inversion)
 
 
 def _drawn(mask: Tensor) -> Tensor:
@@ -97,3 +104,6 @@ def _drawn(mask: Tensor) -> Tensor:
             "change, or disconnect the mask and name words."
         )
     return chosen
+
+
+NODES = [LocalBlendNode]

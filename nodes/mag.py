@@ -63,18 +63,9 @@ class MAGNode(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of the guidance beside other MAG-Edit nodes on this model; alone it has no effect.",
                 ),
-                *_advanced(),
-                InversionSocket.Input(
-                    "inversion",
-                    optional=True,
-                    tooltip="The source image. Without it a new image is drawn, and nothing is kept outside the mask.",
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="Prompt with words to go away from, such as the old texture. Costs as much again.",
-                ),
-                PromptSocket.Input("negative_prompt", optional=True, tooltip="The same prompt's words."),
+                *_effort_inputs(),
+                *_published_inputs(),
+                *_optional_inputs(),
             ],
             outputs=[
                 model_output(),
@@ -125,7 +116,8 @@ class MAGNode(io.ComfyNode):
         return io.NodeOutput(add_guidance(model, part, inversion), curve)
 
 
-def _advanced() -> list[io.Input]:
+def _effort_inputs() -> list[io.Input]:
+    """How far and how often the latent is moved; the preset says whether these count."""
     return [
         io.Float.Input(
             "scale",
@@ -163,6 +155,12 @@ def _advanced() -> list[io.Input]:
             "Leave a step when an update raises the words' attention by less than this, with preset custom.",
             advanced=True,
         ),
+    ]
+
+
+def _published_inputs() -> list[io.Input]:
+    """Maps, blending, memory and words to go away from; the defaults are the paper's."""
+    return [
         io.Combo.Input(
             "maps",
             options=list(DETAIL),
@@ -201,6 +199,23 @@ def _advanced() -> list[io.Input]:
     ]
 
 
+def _optional_inputs() -> list[io.Input]:
+    """The source image, and a prompt to go away from."""
+    return [
+        InversionSocket.Input(
+            "inversion",
+            optional=True,
+            tooltip="The source image. Without it a new image is drawn, and nothing is kept outside the mask.",
+        ),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="Prompt with words to go away from, such as the old texture. Costs as much again.",
+        ),
+        PromptSocket.Input("negative_prompt", optional=True, tooltip="The same prompt's words."),
+    ]
+
+
 class GuidanceCurveNode(io.ComfyNode):
     """What guidance did."""
 
@@ -232,3 +247,6 @@ class GuidanceCurveNode(io.ComfyNode):
     def execute(cls, curve: Any, after: Any) -> io.NodeOutput:
         plot = curve.picture()
         return io.NodeOutput(plot, curve.report(), ui=ui.PreviewImage(plot, cls=cls))
+
+
+NODES = [MAGNode, GuidanceCurveNode]

@@ -146,3 +146,6 @@ class SelfMapsNode(io.ComfyNode):
             "\n\n".join(region.report() for region in regions),
             ui=ui.PreviewImage(picture, cls=cls),
         )
+
+
+NODES = [MapViewerNode, SelfMapsNode]

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
+from ..attention.engine.install import install
 from ..attention.maps.heat import RULES, HeatOptions, named, phrases, words_mask
 from ..attention.maps.recorder import SIZES, recorder
 from ..host.families import family_of
@@ -50,18 +50,7 @@ class RecordMapsNode(io.ComfyNode):
                     tooltip="Also record which pixels look at which, for Self-Attention Clusters and for sharpening. "
                     "Half (32x32 for 512 pixels) is usual; full is slow.",
                 ),
-                fraction_input(
-                    "start",
-                    0.0,
-                    "Share of the steps, counted from the noisy end, before recording begins.",
-                    advanced=True,
-                ),
-                fraction_input(
-                    "end",
-                    1.0,
-                    "Share of the steps, counted from the noisy end, after which recording ends.",
-                    advanced=True,
-                ),
+                *_window_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler, DDIM Inversion or further edits."),
@@ -76,7 +65,25 @@ class RecordMapsNode(io.ComfyNode):
         cross = tuple(sorted(there)) if map_size == ALL else (SIZES[map_size],)
         own = () if self_maps == NONE else (SIZES[self_maps],)
         control = recorder(prompt, family, cross, own, start, end)
-        return io.NodeOutput(engine.install(model, control), control.maps)
+        return io.NodeOutput(install(model, control), control.maps)
+
+
+def _window_inputs() -> list[io.Input]:
+    """Shares of the steps that are recorded."""
+    return [
+        fraction_input(
+            "start",
+            0.0,
+            "Share of the steps, counted from the noisy end, before recording begins.",
+            advanced=True,
+        ),
+        fraction_input(
+            "end",
+            1.0,
+            "Share of the steps, counted from the noisy end, after which recording ends.",
+            advanced=True,
+        ),
+    ]
 
 
 class MapMaskNode(io.ComfyNode):
@@ -98,26 +105,7 @@ class MapMaskNode(io.ComfyNode):
                     default="",
                     tooltip="Words or phrases of the prompt, separated by commas; their masks are joined.",
                 ),
-                io.Combo.Input(
-                    "rule",
-                    options=list(RULES),
-                    default=RULES[1],
-                    tooltip="What is selected: pixels hotter than the threshold, those above Otsu's threshold, or the "
-                    "hottest share.",
-                ),
-                fraction_input(
-                    "threshold",
-                    0.45,
-                    "For the rule threshold; the map runs from 0 to 1. CPAM 0.45, Prompt-to-Prompt 0.3.",
-                ),
-                io.Float.Input(
-                    "share",
-                    default=0.2,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="For the rule largest share: how much of the image is selected.",
-                ),
+                *_rule_inputs(),
                 io.Int.Input(
                     "occurrence",
                     default=0,
@@ -154,3 +142,32 @@ class MapMaskNode(io.ComfyNode):
         found = named(maps.prompt, words, occurrence or None)
         mask, heat = words_mask(recording, found, rule, threshold, share, HeatOptions(smoothing, sharpen))
         return io.NodeOutput(mask.float(), heat)
+
+
+def _rule_inputs() -> list[io.Input]:
+    """How a heat map becomes a mask."""
+    return [
+        io.Combo.Input(
+            "rule",
+            options=list(RULES),
+            default=RULES[1],
+            tooltip="What is selected: pixels hotter than the threshold, those above Otsu's threshold, or the "
+            "hottest share.",
+        ),
+        fraction_input(
+            "threshold",
+            0.45,
+            "For the rule threshold; the map runs from 0 to 1. CPAM 0.45, Prompt-to-Prompt 0.3.",
+        ),
+        io.Float.Input(
+            "share",
+            default=0.2,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="For the rule largest share: how much of the image is selected.",
+        ),
+    ]
+
+
+NODES = [RecordMapsNode, MapMaskNode]

@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
 from ..attention.methods.masactrl import MasaCtrl, WordMasks
-from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input
+from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input, put
 from .sockets import CATEGORY, EditMasksSocket, PromptSocket
 
 
@@ -57,24 +56,7 @@ class MasaCtrlNode(io.ComfyNode):
                 ),
                 fraction_input("threshold", 0.1, "Of masks from words: higher makes them smaller.", advanced=True),
                 one_call_input(),
-                EditMasksSocket.Input(
-                    "masks",
-                    optional=True,
-                    tooltip="From Edit Masks: the object reads the source's object, the rest the source's rest.",
-                ),
-                PromptSocket.Input(
-                    "source_prompt", optional=True, tooltip="Caption of the source, for masks from words."
-                ),
-                PromptSocket.Input("target_prompt", optional=True, tooltip="Prompt of the edit, for masks from words."),
-                io.String.Input(
-                    "source_words",
-                    default="",
-                    optional=True,
-                    tooltip="The object as the caption of the source names it.",
-                ),
-                io.String.Input(
-                    "target_words", default="", optional=True, tooltip="The object as the prompt of the edit names it."
-                ),
+                *_object_inputs(),
             ],
             outputs=[model_output()],
         )
@@ -106,7 +88,29 @@ class MasaCtrlNode(io.ComfyNode):
         )
         if control.masks is not None and control.words is not None:
             raise ValueError("MasaCtrl takes masks or words, not both: disconnect masks, or empty the words.")
-        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+        return put(model, control, inversion, one_call)
+
+
+def _object_inputs() -> list[io.Input]:
+    """The object, by masks or by words."""
+    return [
+        EditMasksSocket.Input(
+            "masks",
+            optional=True,
+            tooltip="From Edit Masks: the object reads the source's object, the rest the source's rest.",
+        ),
+        PromptSocket.Input("source_prompt", optional=True, tooltip="Caption of the source, for masks from words."),
+        PromptSocket.Input("target_prompt", optional=True, tooltip="Prompt of the edit, for masks from words."),
+        io.String.Input(
+            "source_words",
+            default="",
+            optional=True,
+            tooltip="The object as the caption of the source names it.",
+        ),
+        io.String.Input(
+            "target_words", default="", optional=True, tooltip="The object as the prompt of the edit names it."
+        ),
+    ]
 
 
 def word_masks(source: Any, target: Any, source_words: str, target_words: str, threshold: float) -> WordMasks | None:
@@ -135,3 +139,6 @@ def word_masks(source: Any, target: Any, source_words: str, target_words: str, t
     words = WordMasks(source, target, source_words, target_words, threshold)
     words.columns()
     return words
+
+
+NODES = [MasaCtrlNode]

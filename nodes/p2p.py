@@ -1,4 +1,4 @@
-"""Nodes that edit by what stands in two prompts: Prompt-to-Prompt, its local blend, and EmbCtrl."""
+"""The node of Prompt-to-Prompt."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
 from ..attention.methods.p2p import MODES, P2P
 from ..attention.words import lines as word_lines
 from .inputs import (
-    CUSTOM,
+    CUSTOM_RANGE,
     fraction_input,
     inversion_input,
     layers_inputs,
     model_input,
     model_output,
     one_call_input,
+    put,
     source_prompt_input,
     target_prompt_input,
 )
@@ -54,14 +54,7 @@ class P2PNode(io.ComfyNode):
                     tooltip="Words of the edit's prompt to strengthen or weaken, one per line: red: 2. Below 1 "
                     "weakens, below 0 turns away. cat#2 is the second cat.",
                 ),
-                fraction_input(
-                    "cross_end", 0.8, "Share of the steps in which words keep their places. Less frees shapes."
-                ),
-                fraction_input(
-                    "self_end", 0.4, "Share of the steps in which the structure is kept. Less lets shapes change."
-                ),
-                fraction_input("cross_start", 0.0, "Share of the steps before words keep their places.", advanced=True),
-                fraction_input("self_start", 0.0, "Share of the steps before the structure is kept.", advanced=True),
+                *_window_inputs(),
                 *layers_inputs(),
                 io.String.Input(
                     "windows",
@@ -107,10 +100,23 @@ class P2PNode(io.ComfyNode):
             mode,
             (cross_start, cross_end),
             (self_start, self_end),
-            layer_range if layers == CUSTOM else layers,
+            layer_range if layers == CUSTOM_RANGE else layers,
             word_lines.weights(weights),
             word_lines.windows(windows),
             released_rule,
         )
         control.check()
-        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+        return put(model, control, inversion, one_call)
+
+
+def _window_inputs() -> list[io.Input]:
+    """Shares of the steps in which words and structure are kept."""
+    return [
+        fraction_input("cross_end", 0.8, "Share of the steps in which words keep their places. Less frees shapes."),
+        fraction_input("self_end", 0.4, "Share of the steps in which the structure is kept. Less lets shapes change."),
+        fraction_input("cross_start", 0.0, "Share of the steps before words keep their places.", advanced=True),
+        fraction_input("self_start", 0.0, "Share of the steps before the structure is kept.", advanced=True),
+    ]
+
+
+NODES = [P2PNode]

@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
 from ..attention.methods.pnp import SCHEDULES, PnP
-from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input
+from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input, put
 from .sockets import CATEGORY
 
 
@@ -66,4 +65,7 @@ class PnPNode(io.ComfyNode):
         negative: list[Any] | None = None,
     ) -> io.NodeOutput:
         control = PnP(attention_end, feature_end, negative, schedule, alpha)
-        return io.NodeOutput(engine.install(model, control, inversion, packed=one_call or None))
+        return put(model, control, inversion, one_call)
+
+
+NODES = [PnPNode]

@@ -46,3 +46,6 @@ class PromptNode(io.ComfyNode):
         prompt = read_prompt(clip, text)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput(conditioning, replace(prompt, states=conditioning[0][0]))
+
+
+NODES = [PromptNode]

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.engine import install as engine
+from ..attention.engine.install import install
 from ..attention.methods.proximal import RULES, ProximalGuidance, ProximalHold
-from .inputs import fraction_input, inversion_input, model_input, model_output
+from .inputs import fraction_input, inversion_input, model_input, model_output, put
 from .sockets import CATEGORY
 
 
@@ -52,7 +52,8 @@ class ProximalNode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, inversion: Any, quantile: float, rule: str, hold_from: float) -> io.NodeOutput:
         guidance = ProximalGuidance(quantile, rule)
-        model = engine.install(model, guidance, inversion)
-        if hold_from < 1:
-            model = engine.install(model, ProximalHold(guidance, hold_from), inversion)
-        return io.NodeOutput(model)
+        patched = install(model, guidance, inversion)
+        return put(patched, ProximalHold(guidance, hold_from), inversion) if hold_from < 1 else io.NodeOutput(patched)
+
+
+NODES = [ProximalNode]

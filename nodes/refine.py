@@ -15,8 +15,10 @@ from ..attention.masks.refinement import RefinedMasks, make_refinement
 from ..attention.pictures.heat import enlarged, label_grid
 from ..host.models import CELL
 from .inputs import fraction_input
-from .masks import TILE
 from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, EditMasksSocket, PromptSocket, RefinedSocket
+
+TILE = 128
+"""Pixels: the height of one mask in a picture of many."""
 
 
 class RefineMaskNode(io.ComfyNode):
@@ -57,29 +59,7 @@ class RefineMaskNode(io.ComfyNode):
                     step=0.01,
                     tooltip="How hot a pixel of the words' map, stretched to 0..1, must be. Lower selects more.",
                 ),
-                io.Combo.Input(
-                    "map_size",
-                    options=MAP_SIZES,
-                    default=ALL,
-                    tooltip="Which layers' word maps, by the side of their maps as a share of the latent's; all is "
-                    "the paper's.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "self_maps",
-                    options=SELF_SIZES,
-                    default=NONE,
-                    tooltip="Sharpen the word maps by what pixels look alike: they then fill the object and follow "
-                    "its edges. Half (32x32 for 512 pixels) is usual; none is the paper's.",
-                    advanced=True,
-                ),
-                fraction_input(
-                    "reach",
-                    1.0,
-                    "How far the refined mask may go beyond the given one, as a share of its size as dilation is: 0 "
-                    "keeps it inside; 1, the paper's, lets it be anywhere.",
-                    advanced=True,
-                ),
+                *_map_inputs(),
             ],
             outputs=[
                 EditMasksSocket.Output(display_name="masks", tooltip="For CPAM."),
@@ -102,6 +82,35 @@ class RefineMaskNode(io.ComfyNode):
         scales = () if map_size == ALL else (SIZES[map_size],)
         refinement = make_refinement(prompt, words, start, threshold, scales, SIZES.get(self_maps), reach)
         return io.NodeOutput(masks.refined(refinement), refinement.masks)
+
+
+def _map_inputs() -> list[io.Input]:
+    """Which maps the mask is made of, and how far it may go."""
+    return [
+        io.Combo.Input(
+            "map_size",
+            options=MAP_SIZES,
+            default=ALL,
+            tooltip="Which layers' word maps, by the side of their maps as a share of the latent's; all is "
+            "the paper's.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "self_maps",
+            options=SELF_SIZES,
+            default=NONE,
+            tooltip="Sharpen the word maps by what pixels look alike: they then fill the object and follow "
+            "its edges. Half (32x32 for 512 pixels) is usual; none is the paper's.",
+            advanced=True,
+        ),
+        fraction_input(
+            "reach",
+            1.0,
+            "How far the refined mask may go beyond the given one, as a share of its size as dilation is: 0 "
+            "keeps it inside; 1, the paper's, lets it be anywhere.",
+            advanced=True,
+        ),
+    ]
 
 
 class RefinedMasksNode(io.ComfyNode):
@@ -143,3 +152,6 @@ def _grid(by_step: dict[int, Tensor]) -> Tensor:
     return label_grid(
         {label: enlarged(tile, (TILE, TILE * tile.shape[1] // tile.shape[0])) for label, tile in tiles.items()}
     )
+
+
+NODES = [RefineMaskNode, RefinedMasksNode]

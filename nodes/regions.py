@@ -7,9 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.engine import install as engine
 from ..attention.methods.regions import ELSEWHERE, RegionPrompts, make_region
-from .inputs import model_output
+from .inputs import model_output, put
 from .sockets import CATEGORY, RegionsSocket
 
 
@@ -74,4 +73,7 @@ class RegionPromptsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, regions: tuple[Any, ...], elsewhere: str) -> io.NodeOutput:
-        return io.NodeOutput(engine.install(model, RegionPrompts(regions, elsewhere)))
+        return put(model, RegionPrompts(regions, elsewhere))
+
+
+NODES = [RegionNode, RegionPromptsNode]

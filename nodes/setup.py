@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.engine import install as engine
+from ..attention.engine.install import pin
 from ..inversion.start import schedule_from
 from .inputs import inversion_input, model_output
 from .sockets import CATEGORY
@@ -71,7 +71,10 @@ class EditSetupNode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, inversion: Any, denoise: float, seed: int) -> io.NodeOutput:
         schedule = schedule_from(inversion, denoise)
-        pinned = engine.pin(model, inversion, schedule)
+        pinned = pin(model, inversion, schedule)
         start = model.get_model_object("latent_format").process_out(inversion.at(schedule[0]))
         latent = {"samples": start.to(comfy.model_management.intermediate_device())}
         return io.NodeOutput(pinned, NoNoise(seed), torch.tensor(schedule), latent)
+
+
+NODES = [EditSetupNode]

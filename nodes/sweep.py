@@ -83,3 +83,6 @@ class GridNode(io.ComfyNode):
         share = len(pictures) // len(labels) if labels and len(pictures) % len(labels) == 0 else 1
         named = [f"{title[0]} {label}".strip() for label in labels for _ in range(share)]
         return io.NodeOutput(grid(pictures, named, columns[0]))
+
+
+NODES = [SweepNode, GridNode]

@@ -10,7 +10,7 @@ RESOLUTION = "up to 32 x 32 tokens"
 COARSE = "up to 16 x 16 tokens"
 PAPER = "4 to 14 of 16 (paper)"
 ALL = "all"
-RULES = (RESOLUTION, COARSE, PAPER, ALL)
+LAYER_RULES = (RESOLUTION, COARSE, PAPER, ALL)
 _SIXTEEN = 16
 
 
@@ -18,7 +18,7 @@ def layers_of(family: Family, rule: str) -> tuple[Layer, ...]:
     """Layers that a rule chooses.
 
     Args:
-        rule: one of RULES, or a range of layer numbers in call order from 0, both ends included, such as "3-13".
+        rule: one of LAYER_RULES, or a range of layer numbers in call order from 0, both ends included, such as "3-13".
             RESOLUTION counts tokens at the family's own size (layers 2 to 12 of SD1.x, 4 to 63 of SDXL). PAPER
             means the layers at these places, if the model was cut down from one with 16.
 
@@ -44,7 +44,7 @@ def layers_of(family: Family, rule: str) -> tuple[Layer, ...]:
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
     if not first <= last < count:
         raise ValueError(
-            f"{rule!r} chooses no layers of {family}. Give one of {', '.join(map(repr, RULES))}, or a range of "
+            f"{rule!r} chooses no layers of {family}. Give one of {', '.join(map(repr, LAYER_RULES))}, or a range of "
             f"layer numbers from 0 to {count - 1}, such as 3-13."
         )
     return family.layers[first : last + 1]
