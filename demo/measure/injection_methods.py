@@ -19,6 +19,7 @@ from scenes.tasks import Task, make_task
 from torch import Tensor
 
 engine = pack_module("attention.engine.install")
+install, pin = engine.install, engine.pin
 rules = pack_module("attention.engine.layers")
 fpe_control = pack_module("attention.methods.fpe").FPE
 masactrl_control = pack_module("attention.methods.masactrl").MasaCtrl
@@ -35,7 +36,7 @@ SHAPES = ("replace", "retain")
 
 def _sample(setup: Setup, model: Any, inversion: Any, positive: Any) -> Tensor:
     """Images of an edited model from the inverted noise."""
-    model = engine.pin(model, inversion, tuple(inversion.schedule))
+    model = pin(model, inversion, tuple(inversion.schedule))
     start = torch.zeros(inversion.latents.shape[1:])
     edited = comfy.sample.sample(
         model,
@@ -61,7 +62,7 @@ def _invert(setup: Setup, task: Task, prompts: Sequence[str]) -> Any:
 def inject(setup: Setup, task: Task, control: Any) -> Tensor:
     """Edit with a control that needs no caption: the source is inverted with the empty prompt."""
     inversion = _invert(setup, task, [""])
-    model = setup.model if control is None else engine.install(setup.model, control, inversion)
+    model = setup.model if control is None else install(setup.model, control, inversion)
     return _sample(setup, model, inversion, setup.text(task.full_prompts))
 
 
@@ -88,7 +89,7 @@ def captioned(setup: Setup, task: Task, controls: Callable[[Captions], list[Any]
         )
         inversion, model = _invert(setup, one, one.source_captions), setup.model
         for control in controls(captions):
-            model = engine.install(model, control, inversion)
+            model = install(model, control, inversion)
         positive = setup.text(one.full_prompts)
         if emb:
             positive = embctrl(captions.source, setup.text(one.source_captions), captions.target, positive)

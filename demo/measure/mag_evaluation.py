@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 engine = pack_module("attention.engine.install")
+install, pin = engine.install, engine.pin
 p2p = pack_module("attention.methods.p2p")
 mag = pack_module("attention.methods.mag.control")
 parts = pack_module("attention.methods.mag.parts")
@@ -91,7 +92,7 @@ def edit(setup: Setup, task: Local, index: int, recipe: Recipe, curves: list[Any
     words = [world.COLOURS[int(colour)] for colour in task.colours[index]]
     weights = [(word, recipe.factor) for word in words] if recipe.factor != 1 else ()
     control = p2p.P2P(source, target, p2p.REFINE, self_window=(0.0, 0.5), weights=weights)
-    model = engine.install(setup.model, control, inversion)
+    model = install(setup.model, control, inversion)
     if recipe.mask:
         values = {"detail": DETAIL, **(recipe.guidance if recipe.guidance is not None else {"iterations": 0})}
         drawn = [curve.Curve(word) for word in words]
@@ -99,7 +100,7 @@ def edit(setup: Setup, task: Local, index: int, recipe: Recipe, curves: list[Any
             part = mag.MAG(parts.look_up(target, word), parts.drawn(mask[None]), prompt=target, curve=of, **values)
             model = mag_install.add_guidance(model, part, inversion)
         curves.append(drawn)
-    model = engine.pin(model, inversion, tuple(inversion.schedule))
+    model = pin(model, inversion, tuple(inversion.schedule))
     empty = torch.zeros_like(latents)
     edited = comfy.sample.sample(
         model,

@@ -21,7 +21,7 @@ from scenes import metrics, tasks
 from torch import Tensor
 from tqdm import tqdm
 
-engine = pack_module("attention.engine.install")
+install = pack_module("attention.engine.install").install
 map_masks = pack_module("attention.maps.heat")
 record_maps = pack_module("attention.maps.recorder")
 read_prompt = pack_module("attention.words.prompt").read_prompt
@@ -72,7 +72,7 @@ def record(setup: Setup, scenes: world.Scenes) -> tuple[Any, Any]:
     prompt = read_prompt(setup.clip, world.full_captions(scenes)[0])
     control = record_maps.recorder(prompt, family_of(setup.model), (1, 2, 4, 8), (1,), 0.0, 1.0)
     latent = {"samples": setup.encode(world.render(scenes))}
-    ddim_inversion(engine.install(setup.model, control), latent, setup.text([prompt.text]), setup.steps, 0)
+    ddim_inversion(install(setup.model, control), latent, setup.text([prompt.text]), setup.steps, 0)
     return prompt, control.maps.recording
 
 

@@ -13,6 +13,7 @@ from scenes.tasks import Task
 from torch import Tensor
 
 engine = pack_module("attention.engine.install")
+install, pin = engine.install, engine.pin
 cpam_control = pack_module("attention.methods.cpam").CPAM
 exact_background = pack_module("attention.methods.background").ExactBackground
 edit_masks = pack_module("attention.masks.edit_masks")
@@ -85,10 +86,10 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
         resize_rule=recipe.resize_rule,
         end=recipe.end,
     )
-    model = engine.install(setup.model, control, inversion)
+    model = install(setup.model, control, inversion)
     if recipe.exact:
-        model = engine.install(model, exact_background(masks.changed, recipe.exact_start), inversion)
-    model = engine.pin(model, inversion, tuple(inversion.schedule))
+        model = install(model, exact_background(masks.changed, recipe.exact_start), inversion)
+    model = pin(model, inversion, tuple(inversion.schedule))
     edited = comfy.sample.sample(
         model,
         torch.zeros_like(latents),

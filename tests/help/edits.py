@@ -9,9 +9,9 @@ from typing import Any
 
 import tiny
 import torch
-from attention_edit.attention.engine import install as engine
 from attention_edit.attention.engine.acts import Act, Site, Window
 from attention_edit.attention.engine.control import Control
+from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.masks.edit_masks import EditMasks
 from attention_edit.attention.words.prompt import Prompt, read_prompt
 from attention_edit.inversion.ddim_inversion import ddim_inversion
@@ -66,8 +66,8 @@ def run(  # noqa: PLR0913
 ) -> Tensor:
     """Run controls on the inversion's schedule; without controls this is the stock run from inverted noise."""
     for control in controls:
-        model = engine.install(model, control, inversion, packed)
-    model = engine.pin(model, inversion, tuple(inversion.schedule))
+        model = install(model, control, inversion, packed)
+    model = pin(model, inversion, tuple(inversion.schedule))
     start, stub = run_start(batch), torch.tensor([14.6, 0.0])
     return tiny.sample(model, tiny.prompt(positive, kind), tiny.prompt(3, kind), start, stub, cfg, sampler, seed)
 
@@ -101,8 +101,8 @@ def planned(model: Any, inversion: Inversion, *controls: Any, cfg: float = 7.5) 
         raise _EnoughError
 
     for control in controls:
-        model = engine.install(model, control, inversion)
-    model = engine.pin(model, inversion, tuple(inversion.schedule))
+        model = install(model, control, inversion)
+    model = pin(model, inversion, tuple(inversion.schedule))
     log, handler = logging.getLogger("attention_edit"), Listen(logging.INFO)
     level = log.level
     log.addHandler(handler)

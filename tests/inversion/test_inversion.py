@@ -8,7 +8,7 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.install import install
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.host.models import prediction_of
 from attention_edit.inversion.ddim_inversion import ddim_inversion
@@ -206,7 +206,7 @@ def test_outside_the_trajectory_is_an_error(inversion):
 
 def test_another_schedule_is_an_error_that_names_both(inversion):
     model = tiny.tiny_model()
-    patched = engine.install(model, ExactBackground(torch.ones(1, 128, 128, dtype=torch.bool)), inversion)
+    patched = install(model, ExactBackground(torch.ones(1, 128, 128, dtype=torch.bool)), inversion)
     foreign = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 7)
     with pytest.raises(ValueError, match=r"7 steps.*10 steps, offset 0"):
         tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), tiny.latent(1, 2), foreign)
@@ -214,7 +214,7 @@ def test_another_schedule_is_an_error_that_names_both(inversion):
 
 def test_another_model_is_an_error_that_names_both(inversion):
     model = tiny.tiny_model("SD2", v=True)
-    patched = engine.install(model, ExactBackground(torch.ones(1, 128, 128, dtype=torch.bool)), inversion)
+    patched = install(model, ExactBackground(torch.ones(1, 128, 128, dtype=torch.bool)), inversion)
     with pytest.raises(ValueError, match=r"SD1\.x.*SD2\.x"):
         tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), tiny.latent(1, 2), torch.tensor(inversion.schedule))
 
@@ -229,7 +229,7 @@ def test_bad_latents_are_refused(samples, message):
 
 
 def test_an_edited_model_is_not_inverted_with(inversion):
-    patched = engine.install(tiny.tiny_model(), ExactBackground(torch.ones(1, 8, 8, dtype=torch.bool)), inversion)
+    patched = install(tiny.tiny_model(), ExactBackground(torch.ones(1, 8, 8, dtype=torch.bool)), inversion)
     with pytest.raises(ValueError, match="before the edit"):
         ddim_inversion(patched, {"samples": tiny.latent(1)}, tiny.prompt(1), 5, 0)
 

@@ -6,7 +6,7 @@ import edits
 import pytest
 import tiny
 import torch
-from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.inversion.negative_prompt import negative_prompt_inversion, slerp
 from attention_edit.inversion.reconstruct import reconstruct
@@ -24,7 +24,7 @@ def test_negative_prompt_inversion_makes_guidance_inert_for_the_source(kind, v):
         guided = reconstruct(model, found, 7.5, None)
     assert edits.difference(guided.latent, unguided.latent) < 1e-3
     # In a sampler node as well, whatever is connected as negative prompt.
-    pinned = engine.pin(model, found, tuple(found.schedule))
+    pinned = pin(model, found, tuple(found.schedule))
     start, stub = edits.run_start(), torch.tensor([14.6, 0.0])
     out = tiny.sample(pinned, tiny.prompt(5, kind), tiny.prompt(9, kind), start, stub)
     assert edits.difference(out, unguided.latent) < 1e-3
@@ -35,8 +35,8 @@ def test_negative_prompt_inversion_equals_its_negative_prompt(model, inversion):
     found = negative_prompt_inversion(inversion, None, 0.0)
     control = CPAM(edits.masks(), normal_share=0.0)
     ours = edits.run(model, found, control)
-    patched = engine.install(model, control, inversion)
-    patched = engine.pin(patched, inversion, tuple(inversion.schedule))
+    patched = install(model, control, inversion)
+    patched = pin(patched, inversion, tuple(inversion.schedule))
     stub = torch.tensor([14.6, 0.0])
     theirs = tiny.sample(patched, tiny.prompt(2), tiny.prompt(5), edits.run_start(), stub)
     assert torch.equal(ours, theirs)

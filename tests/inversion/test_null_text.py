@@ -10,7 +10,7 @@ import edits
 import pytest
 import tiny
 import torch
-from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.inversion import null_text
@@ -52,7 +52,7 @@ def test_a_stock_sampler_uses_the_null_text(kind, v):
     """Euler on the pinned model, with the source prompt and any negative prompt, follows the same walk."""
     model = tiny.tiny_model(kind, v)
     found, report = run(model, edits.invert(model, kind, steps=3), kind, inner=1, checkpointing=False)
-    pinned = engine.pin(model, found, tuple(found.schedule))
+    pinned = pin(model, found, tuple(found.schedule))
     start, stub = edits.run_start(), torch.tensor([14.6, 0.0])
     out = tiny.sample(pinned, tiny.prompt(5, kind), tiny.prompt(9, kind), start, stub)
     expected = model.get_model_object("latent_format").process_out(report.steps[-1].z)
@@ -127,7 +127,7 @@ def test_a_packed_source_reads_the_null_text_of_its_step(model, inversion):
 def test_prompts_of_other_lengths(model, inversion):
     """The host repeats 77 and 154 tokens to a common length; the null text with them."""
     found, _ = run(model, inversion, inner=1)
-    pinned = engine.pin(model, found, tuple(found.schedule))
+    pinned = pin(model, found, tuple(found.schedule))
     start, stub = edits.run_start(), torch.tensor([14.6, 0.0])
     short = tiny.sample(pinned, tiny.prompt(2), tiny.prompt(3), start, stub)
     prompt = tiny.prompt(2)
@@ -136,7 +136,7 @@ def test_prompts_of_other_lengths(model, inversion):
 
 
 def test_what_does_not_fit_is_refused(model, inversion):
-    patched = engine.install(model, ExactBackground(edits.box()), inversion)
+    patched = install(model, ExactBackground(edits.box()), inversion)
     with pytest.raises(ValueError, match="before the edit"):
         run(patched, inversion)
     with pytest.raises(ValueError, match=r"SD2\.x"):

@@ -8,6 +8,7 @@ import torch
 from attention_edit.attention.maps import heat as map_masks
 from attention_edit.attention.maps.heat import DEFAULT, HeatOptions
 from attention_edit.attention.maps.recorder import MeanMap, Recording
+from attention_edit.host.models import CELL
 from torch import Tensor
 
 SIDE = 16
@@ -36,7 +37,7 @@ def recording(masks: dict[int, Tensor], own: Tensor | None = None, batch: int = 
 
 
 def enlarged(mask: Tensor) -> Tensor:
-    return mask.repeat_interleave(map_masks.PIXELS, 0).repeat_interleave(map_masks.PIXELS, 1)
+    return mask.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
 
 
 def overlap(a: Tensor, b: Tensor) -> float:

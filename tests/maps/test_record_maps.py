@@ -10,7 +10,7 @@ import edits
 import pytest
 import tiny
 import torch
-from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.maps.recorder import AttentionMaps, Recording, RecordMaps, recorder
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.host.families import family_of
@@ -37,7 +37,7 @@ def run(model: Any, sigmas: Tensor = ONE_STEP, kind: str = "SD1", tokens: int = 
 
 
 def record(model: Any, made: RecordMaps, *args: Any, **kwargs: Any) -> Recording:
-    run(engine.install(model, made), *args, **kwargs)
+    run(install(model, made), *args, **kwargs)
     return made.maps.recording
 
 
@@ -92,7 +92,7 @@ def test_records_what_the_layers_compute(kind: str, scales: tuple[int, ...]) -> 
 @pytest.mark.parametrize("cfg", [1.0, 7.5])
 def test_changes_nothing(cfg: float, model: Any) -> None:
     stock = run(model, TWO_STEPS, cfg=cfg)
-    assert torch.equal(run(engine.install(model, control(ALL, ALL)), TWO_STEPS, cfg=cfg), stock)
+    assert torch.equal(run(install(model, control(ALL, ALL)), TWO_STEPS, cfg=cfg), stock)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -120,7 +120,7 @@ def test_a_batch_is_as_its_images(model: Any) -> None:
     start = tiny.latent(4, 2)
     for i in range(2):
         made = control((2,), (2,))
-        patched = engine.install(model, made)
+        patched = install(model, made)
         tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), start[i : i + 1], ONE_STEP)
         for name in ("cross", "own"):
             one, of_both = (getattr(r, name)[2].values for r in (made.maps.recording, both))
@@ -151,7 +151,7 @@ def invert(model: Any, steps: int = 4):
 def test_records_an_inversion(model: Any, inversion: Any) -> None:
     """The inversion is the same bit for bit; its steps count from the noisy end too, which it comes to last."""
     made = control((4,), (4,))
-    recorded = invert(engine.install(model, made))
+    recorded = invert(install(model, made))
     assert torch.equal(recorded.latents, inversion.latents)
     spy = Spy(model)
     invert(spy.model)
@@ -161,17 +161,17 @@ def test_records_an_inversion(model: Any, inversion: Any) -> None:
     maps = [m for kind, scale, m in spy.seen if (kind, scale) == ("self", 4)]
     assert len(maps) == layers * steps
     noisy = control((4,), (4,), end=1 / steps)
-    invert(engine.install(model, noisy))
+    invert(install(model, noisy))
     last = torch.stack(maps[-layers:]).mean(0)
     assert torch.allclose(noisy.maps.recording.own[4].values.double(), last, atol=1e-5)
 
 
 def test_an_inversion_refuses_what_is_no_recorder(model: Any, inversion: Any) -> None:
-    recorded = engine.install(model, control())
+    recorded = install(model, control())
     with pytest.raises(ValueError, match="already carries edits"):
-        invert(engine.install(recorded, edits.SourceLook(), inversion))
+        invert(install(recorded, edits.SourceLook(), inversion))
     with pytest.raises(ValueError, match="already carries edits"):
-        invert(engine.pin(recorded, inversion, tuple(inversion.schedule)))
+        invert(pin(recorded, inversion, tuple(inversion.schedule)))
 
 
 def test_records_a_source_that_is_drawn(model: Any) -> None:
@@ -179,7 +179,7 @@ def test_records_a_source_that_is_drawn(model: Any) -> None:
     arguments = {"samples": torch.zeros(1, 4, 16, 16)}, tiny.prompt(2), tiny.prompt(3), 7.5, 1, 4, 0
     with torch.inference_mode():
         plain = record_source(model, *arguments)[1]
-        assert torch.equal(record_source(engine.install(model, made), *arguments)[1], plain)
+        assert torch.equal(record_source(install(model, made), *arguments)[1], plain)
     assert made.maps.recording.cross[4].values.shape == (1, 16, len(PROMPT.content))
 
 
@@ -187,7 +187,7 @@ def test_records_a_reconstruction(model: Any, inversion: Any) -> None:
     made = control()
     with torch.inference_mode():
         plain = reconstruct(model, inversion, 1.0, None)
-        seen = reconstruct(engine.install(model, made), inversion, 1.0, None)
+        seen = reconstruct(install(model, made), inversion, 1.0, None)
     assert torch.equal(plain.latent, seen.latent)
     assert made.maps.recording.cross[4].values.shape == (1, 16, len(PROMPT.content))
 
@@ -196,7 +196,7 @@ def test_holds_the_last_complete_run_only(model: Any) -> None:
     made = control()
     with pytest.raises(ValueError, match="No attention maps have been recorded yet"):
         made.maps.recording  # noqa: B018
-    patched = engine.install(model, made)
+    patched = install(model, made)
     run(patched)
     first = made.maps.recording.cross[4].values
     tiny.sample(patched, tiny.prompt(7), tiny.prompt(3), tiny.latent(4), ONE_STEP)
@@ -219,7 +219,7 @@ def test_holds_the_last_complete_run_only(model: Any) -> None:
 def test_a_copied_model_records_to_the_same_place(model: Any) -> None:
     """Some hosts copy a model's options deeply when it is cloned."""
     made = control()
-    patched = engine.install(model, made)
+    patched = install(model, made)
     patched.model_options = copy.deepcopy(patched.model_options)
     run(patched)
     assert made.maps.recording.cross
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_the_steps(model: Any) -> None:
 
 
 def test_another_prompts_conditioning_is_an_error(model: Any) -> None:
-    patched = engine.install(model, control())
+    patched = install(model, control())
     for tokens in (154, 231):
         with pytest.raises(ValueError, match=f"conditioning has {tokens} tokens, but .* has 77"):
             tiny.sample(patched, tiny.prompt(2, tokens=tokens), tiny.prompt(3), tiny.latent(4), ONE_STEP)

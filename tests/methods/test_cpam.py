@@ -234,14 +234,14 @@ def test_first_step_with_the_sources_prompt_is_the_sources(model, inversion):
 
     patched = model.clone()
     patched.set_model_sampler_post_cfg_function(keep)
-    patched = edits.engine.install(patched, control, inversion)
-    patched = edits.engine.pin(patched, inversion, tuple(inversion.schedule))
+    patched = edits.install(patched, control, inversion)
+    patched = edits.pin(patched, inversion, tuple(inversion.schedule))
     tiny.sample(patched, tiny.prompt(2), tiny.prompt(5), edits.run_start(), torch.tensor([14.6, 0.0]))
     uncond, cond = seen[0]
     plain = []
     probe = model.clone()
     probe.set_model_sampler_post_cfg_function(lambda a: plain.append(a["cond_denoised"]) or a["denoised"])
-    probe = edits.engine.pin(probe, inversion, tuple(inversion.schedule))
+    probe = edits.pin(probe, inversion, tuple(inversion.schedule))
     tiny.sample(probe, tiny.prompt(5), tiny.prompt(5), edits.run_start(), torch.tensor([14.6, 0.0]))
     assert edits.difference(cond, uncond) < 1e-5
     assert edits.difference(cond, plain[0]) < 1e-5
@@ -250,7 +250,7 @@ def test_first_step_with_the_sources_prompt_is_the_sources(model, inversion):
 def test_localized_extraction_needs_a_negative_prompt(model, inversion):
     import comfy.samplers
 
-    patched = edits.engine.install(model, CPAM(edits.masks()), inversion)
+    patched = edits.install(model, CPAM(edits.masks()), inversion)
     guider = comfy.samplers.CFGGuider(patched)
     guider.inner_set_conds({"positive": tiny.prompt(2)})
     with pytest.raises(ValueError, match="negative"):

@@ -6,6 +6,7 @@ import edits
 import pytest
 import tiny
 import torch
+from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.masks.cells import resize
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
@@ -113,9 +114,9 @@ def test_exact_background_holds_every_step_and_not_the_last_alone(kind, v, offse
     model = tiny.tiny_model(kind, v)
     inversion = edits.invert(model, kind, offset=offset)
     cells = resize(edits.box(), (tiny.SIZE, tiny.SIZE), "any")[0]
-    patched = edits.engine.install(model, ExactBackground(edits.box()), inversion)
-    patched = edits.engine.install(patched, CPAM(edits.masks(), normal_share=0.0), inversion)
-    patched = edits.engine.pin(patched, inversion, tuple(inversion.schedule))
+    patched = install(model, ExactBackground(edits.box()), inversion)
+    patched = install(patched, CPAM(edits.masks(), normal_share=0.0), inversion)
+    patched = pin(patched, inversion, tuple(inversion.schedule))
     latents = []
     tiny.sample(
         patched,
@@ -161,8 +162,8 @@ def test_a_late_start_leaves_the_first_steps_alone(model, inversion):
         latents = []
         patched = model
         for control in controls:
-            patched = edits.engine.install(patched, control, inversion)
-        patched = edits.engine.pin(patched, inversion, tuple(inversion.schedule))
+            patched = install(patched, control, inversion)
+        patched = pin(patched, inversion, tuple(inversion.schedule))
         tiny.sample(
             patched,
             tiny.prompt(2),
