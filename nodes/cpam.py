@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.masks.cells import RULES
+from ..attention.masks.cells import RESIZE_RULES
 from ..attention.methods.cpam import CPAM, KEY_MASKS
 from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input, put
 from .sockets import CATEGORY, EditMasksSocket
@@ -100,8 +100,8 @@ def _published_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mask_resize",
-            options=list(RULES),
-            default=RULES[0],
+            options=list(RESIZE_RULES),
+            default=RESIZE_RULES[0],
             tooltip="How masks are brought to a layer's size: nearest as released; majority or any part of a cell.",
             advanced=True,
         ),

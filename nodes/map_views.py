@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..attention.maps import segments as self_clusters
 from ..attention.maps.heat import HeatOptions, heat_map, named, phrases
-from ..attention.pictures import heat as map_pictures
+from ..attention.maps.segments import find_segments, segment_numbers
+from ..attention.pictures.heat import heat_grids
 from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
 from .sockets import CATEGORY
 
@@ -70,7 +70,7 @@ class MapViewerNode(io.ComfyNode):
         options = HeatOptions(smoothing, sharpen)
         found = named(maps.prompt, words)
         heats = {word: heat_map(maps.recording, positions, options) for word, positions in found.items()}
-        picture = map_pictures.heat_grids(image, heats, opacity, common_scale)
+        picture = heat_grids(image, heats, opacity, common_scale)
         return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
 
@@ -135,15 +135,15 @@ class SelfMapsNode(io.ComfyNode):
         clustering_seed: int,
     ) -> io.NodeOutput:
         found = named(maps.prompt, words) if phrases(words) else {}
-        regions = self_clusters.regions(maps.recording, clusters, found, least_agreement, clustering_seed)
-        picture = torch.stack([region.picture() for region in regions])
-        selected = [region.mask(self_clusters.numbers(chosen, clusters, region.words)) for region in regions]
+        segments = find_segments(maps.recording, clusters, found, least_agreement, clustering_seed)
+        picture = torch.stack([one.picture() for one in segments])
+        selected = [one.mask(segment_numbers(chosen, clusters, one.words)) for one in segments]
         return io.NodeOutput(
             picture,
-            torch.stack([region.components() for region in regions]),
+            torch.stack([one.components() for one in segments]),
             torch.stack(selected).float(),
-            torch.stack([region.background() for region in regions]).float(),
-            "\n\n".join(region.report() for region in regions),
+            torch.stack([one.background() for one in segments]).float(),
+            "\n\n".join(one.report() for one in segments),
             ui=ui.PreviewImage(picture, cls=cls),
         )
 

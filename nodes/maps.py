@@ -7,11 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..attention.engine.install import install
-from ..attention.maps.heat import RULES, HeatOptions, named, phrases, words_mask
+from ..attention.maps.heat import MASK_RULES, HeatOptions, named, phrases, words_mask
 from ..attention.maps.recorder import SIZES, recorder
 from ..host.families import family_of
 from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
-from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, MapsSocket, PromptSocket
+from .sockets import ALL_SIZES, CATEGORY, MAP_SIZES, NO_SIZE, SELF_SIZES, MapsSocket, PromptSocket
 
 
 class RecordMapsNode(io.ComfyNode):
@@ -46,7 +46,7 @@ class RecordMapsNode(io.ComfyNode):
                 io.Combo.Input(
                     "self_maps",
                     options=SELF_SIZES,
-                    default=NONE,
+                    default=NO_SIZE,
                     tooltip="Also record which pixels look at which, for Self-Attention Clusters and for sharpening. "
                     "Half (32x32 for 512 pixels) is usual; full is slow.",
                 ),
@@ -62,8 +62,8 @@ class RecordMapsNode(io.ComfyNode):
     def execute(cls, model: Any, prompt: Any, map_size: str, self_maps: str, start: float, end: float) -> io.NodeOutput:
         family = family_of(model)
         there = {layer.scale for layer in family.layers}
-        cross = tuple(sorted(there)) if map_size == ALL else (SIZES[map_size],)
-        own = () if self_maps == NONE else (SIZES[self_maps],)
+        cross = tuple(sorted(there)) if map_size == ALL_SIZES else (SIZES[map_size],)
+        own = () if self_maps == NO_SIZE else (SIZES[self_maps],)
         control = recorder(prompt, family, cross, own, start, end)
         return io.NodeOutput(install(model, control), control.maps)
 
@@ -149,8 +149,8 @@ def _rule_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "rule",
-            options=list(RULES),
-            default=RULES[1],
+            options=list(MASK_RULES),
+            default=MASK_RULES[1],
             tooltip="What is selected: pixels hotter than the threshold, those above Otsu's threshold, or the "
             "hottest share.",
         ),

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..attention.methods.p2p import MODES, P2P
-from ..attention.words import lines as word_lines
+from ..attention.words.lines import word_weights, word_windows
 from .inputs import (
     CUSTOM_RANGE,
     fraction_input,
@@ -101,8 +101,8 @@ class P2PNode(io.ComfyNode):
             (cross_start, cross_end),
             (self_start, self_end),
             layer_range if layers == CUSTOM_RANGE else layers,
-            word_lines.weights(weights),
-            word_lines.windows(windows),
+            word_weights(weights),
+            word_windows(windows),
             released_rule,
         )
         control.check()

@@ -15,7 +15,7 @@ from ..attention.masks.refinement import RefinedMasks, make_refinement
 from ..attention.pictures.heat import enlarged, label_grid
 from ..host.models import CELL
 from .inputs import fraction_input
-from .sockets import ALL, CATEGORY, MAP_SIZES, NONE, SELF_SIZES, EditMasksSocket, PromptSocket, RefinedSocket
+from .sockets import ALL_SIZES, CATEGORY, MAP_SIZES, NO_SIZE, SELF_SIZES, EditMasksSocket, PromptSocket, RefinedSocket
 
 TILE = 128
 """Pixels: the height of one mask in a picture of many."""
@@ -75,11 +75,11 @@ class RefineMaskNode(io.ComfyNode):
         words: str,
         start: float,
         threshold: float,
-        map_size: str = ALL,
-        self_maps: str = NONE,
+        map_size: str = ALL_SIZES,
+        self_maps: str = NO_SIZE,
         reach: float = 1.0,
     ) -> io.NodeOutput:
-        scales = () if map_size == ALL else (SIZES[map_size],)
+        scales = () if map_size == ALL_SIZES else (SIZES[map_size],)
         refinement = make_refinement(prompt, words, start, threshold, scales, SIZES.get(self_maps), reach)
         return io.NodeOutput(masks.refined(refinement), refinement.masks)
 
@@ -90,7 +90,7 @@ def _map_inputs() -> list[io.Input]:
         io.Combo.Input(
             "map_size",
             options=MAP_SIZES,
-            default=ALL,
+            default=ALL_SIZES,
             tooltip="Which layers' word maps, by the side of their maps as a share of the latent's; all is "
             "the paper's.",
             advanced=True,
@@ -98,7 +98,7 @@ def _map_inputs() -> list[io.Input]:
         io.Combo.Input(
             "self_maps",
             options=SELF_SIZES,
-            default=NONE,
+            default=NO_SIZE,
             tooltip="Sharpen the word maps by what pixels look alike: they then fill the object and follow "
             "its edges. Half (32x32 for 512 pixels) is usual; none is the paper's.",
             advanced=True,

@@ -12,7 +12,7 @@ PromptSocket = io.Custom("AEDIT_PROMPT")
 MapsSocket = io.Custom("AEDIT_MAPS")
 CurveSocket = io.Custom("AEDIT_CURVE")
 CATEGORY = "attention edit"
-ALL, NONE = "all", "none"
-MAP_SIZES = ["quarter", "half", "full", "eighth", ALL]
+ALL_SIZES, NO_SIZE = "all", "none"
+MAP_SIZES = ["quarter", "half", "full", "eighth", ALL_SIZES]
 """Layers by the side of their maps as a share of the latent's, for word maps; self-attention's can be left out."""
-SELF_SIZES = [NONE, *MAP_SIZES[:-1]]
+SELF_SIZES = [NO_SIZE, *MAP_SIZES[:-1]]

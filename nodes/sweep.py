@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.pictures.grid import grid
+from ..attention.pictures.grid import comparison_grid
 from ..attention.words.lines import words
 from .sockets import CATEGORY
 
@@ -82,7 +82,7 @@ class GridNode(io.ComfyNode):
         pictures = [picture for batch in images for picture in batch]
         share = len(pictures) // len(labels) if labels and len(pictures) % len(labels) == 0 else 1
         named = [f"{title[0]} {label}".strip() for label in labels for _ in range(share)]
-        return io.NodeOutput(grid(pictures, named, columns[0]))
+        return io.NodeOutput(comparison_grid(pictures, named, columns[0]))
 
 
 NODES = [SweepNode, GridNode]

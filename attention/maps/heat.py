@@ -14,7 +14,7 @@ from ...host.models import CELL
 from ..words.prompt import Prompt
 from .recorder import SIZES, MeanMap, Recording
 
-RULES = ("threshold", "Otsu", "largest share")
+MASK_RULES = ("threshold", "Otsu", "largest share")
 """How a heat map becomes a mask."""
 BINS = 256
 
@@ -35,7 +35,7 @@ class HeatOptions:
     scales: tuple[int, ...] | None = None
 
 
-DEFAULT = HeatOptions()
+DEFAULT_HEAT = HeatOptions()
 
 
 def phrases(text: str) -> list[str]:
@@ -58,7 +58,7 @@ def named(prompt: Prompt, text: str, occurrence: int | None = None) -> dict[str,
     return found
 
 
-def heat_map(recording: Recording, positions: Sequence[int], options: HeatOptions = DEFAULT) -> Tensor:
+def heat_map(recording: Recording, positions: Sequence[int], options: HeatOptions = DEFAULT_HEAT) -> Tensor:
     """Where some text positions are attended to: mean probabilities (B, H, W) at image size.
 
     Raises:
@@ -67,7 +67,7 @@ def heat_map(recording: Recording, positions: Sequence[int], options: HeatOption
     low = smooth(word_map(recording, positions, options.scales), options.smoothing)
     if options.sharpen:
         low = sharpen(low, own_map(recording), options.sharpen)
-    return resize(low, (recording.size[0] * CELL, recording.size[1] * CELL))
+    return resize_maps(low, (recording.size[0] * CELL, recording.size[1] * CELL))
 
 
 def word_map(recording: Recording, positions: Sequence[int], scales: Sequence[int] | None = None) -> Tensor:
@@ -86,7 +86,7 @@ def word_map(recording: Recording, positions: Sequence[int], scales: Sequence[in
     columns = torch.tensor([recording.columns.index(position) for position in positions])
     shape = max((m.shape for m in chosen), key=lambda shape: shape[0] * shape[1])
     total = sum(m.layers for m in chosen)
-    parts = [resize(_picture(m, columns), shape) * (m.layers / total) for m in chosen]
+    parts = [resize_maps(_picture(m, columns), shape) * (m.layers / total) for m in chosen]
     return torch.stack(parts).sum(0)
 
 
@@ -111,7 +111,7 @@ def _names(scales: Sequence[int] | dict[int, MeanMap]) -> list[str]:
     return [name for name, scale in SIZES.items() if scale in scales]
 
 
-def resize(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+def resize_maps(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """Maps (B, h, w) to another size, with a mode of torch's interpolate."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
@@ -138,7 +138,7 @@ def smooth(maps: Tensor, deviation: float) -> Tensor:
 
 def sharpen(maps: Tensor, own: MeanMap, times: int) -> Tensor:
     """A_self^times applied to maps (B, h, w), which comes out at the self-attention map's size."""
-    x = resize(maps, own.shape).flatten(1)[..., None]
+    x = resize_maps(maps, own.shape).flatten(1)[..., None]
     for _ in range(times):
         x = own.values @ x
     return x[..., 0].unflatten(1, own.shape)
@@ -161,11 +161,11 @@ def otsu(heat: Tensor) -> Tensor:
     return torch.stack(thresholds).to(heat)
 
 
-def select(heat: Tensor, rule: str, threshold: float = 0.45, share: float = 0.2) -> Tensor:
+def mask_of_heat(heat: Tensor, rule: str, threshold: float = 0.45, share: float = 0.2) -> Tensor:
     """Masks (B, H, W) bool of heat maps (B, H, W) in 0..1.
 
     Args:
-        rule: one of RULES.
+        rule: one of MASK_RULES.
         threshold: what is hotter is selected, 0..1 (CPAM's mask refinement 0.45, Prompt-to-Prompt 0.3).
         share: of the pixels, the hottest of which are selected, 0..1.
     """
@@ -177,7 +177,7 @@ def select(heat: Tensor, rule: str, threshold: float = 0.45, share: float = 0.2)
         count = max(1, round(share * heat[0].numel()))
         least = heat.flatten(1).topk(count, dim=1).values[:, -1]
         return (heat >= least[:, None, None]) & (heat > 0)
-    raise ValueError(f"Unknown rule {rule!r}; use one of {', '.join(RULES)}.")
+    raise ValueError(f"Unknown rule {rule!r}; use one of {', '.join(MASK_RULES)}.")
 
 
 def words_mask(
@@ -186,13 +186,13 @@ def words_mask(
     rule: str,
     threshold: float = 0.45,
     share: float = 0.2,
-    options: HeatOptions = DEFAULT,
+    options: HeatOptions = DEFAULT_HEAT,
 ) -> tuple[Tensor, Tensor]:
     """The masks of several words joined.
 
     Args:
         words: text positions by word.
-        rule, threshold, share: see `select`.
+        rule, threshold, share: see `mask_of_heat`.
 
     Returns:
         mask (B, H, W) bool and heat (B, H, W) in 0..1, the hottest word's at each pixel.
@@ -205,7 +205,7 @@ def words_mask(
     heats, masks = [], []
     for word, positions in words.items():
         heat = min_max(heat_map(recording, positions, options))
-        mask = select(heat, rule, threshold, share)
+        mask = mask_of_heat(heat, rule, threshold, share)
         if not mask.flatten(1).any(1).all():
             raise ValueError(
                 f"The map of {word!r} selects nothing by the rule {rule!r}: it is flat, or the threshold {threshold:g} "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 OBJECT_SCALE = 4
 """Scale of the layers whose cross-attention shows objects: 16 x 16 tokens at 512 pixels."""
-LIMIT = 2**24
+MAP_LIMIT = 2**24
 """Largest number of probabilities held at once (64 MB in float32)."""
 
 
@@ -67,6 +67,6 @@ def _chunks(q: Tensor, k: Tensor, heads: int) -> Iterator[Tensor]:
     rows, _, width = q.shape
     size = width // heads
     keys = k.float().unflatten(-1, (heads, size)).permute(0, 2, 3, 1)
-    for part in q.split(max(1, LIMIT // (rows * heads * k.shape[1])), dim=1):
+    for part in q.split(max(1, MAP_LIMIT // (rows * heads * k.shape[1])), dim=1):
         queries = part.float().unflatten(-1, (heads, size)).transpose(1, 2)
         yield torch.softmax(queries @ keys * size**-0.5, dim=-1)

@@ -1,4 +1,4 @@
-"""Regions of an image by its self-attention, and the words that they go with (Dynamic Prompt Learning 3.3)."""
+"""Segments of an image, its regions by self-attention, and the words they go with (Dynamic Prompt Learning 3.3)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from ...host.models import CELL
 from ..pictures.heat import cluster_picture, enlarged
 from .clusters import assign, k_means, principal_components
-from .heat import own_map, resize, word_map
+from .heat import own_map, resize_maps, word_map
 from .recorder import Recording
 
 
 @dataclass(frozen=True, eq=False)
-class Regions:
-    """The regions of one image.
+class Segments:
+    """The regions of one image, which together cover it.
 
     Attributes:
         labels: (h, w) region numbers from 0, the largest region first.
@@ -60,9 +60,9 @@ class Regions:
         return "\n".join(self._lines())
 
 
-def regions(
+def find_segments(
     recording: Recording, count: int, words: Mapping[str, Sequence[int]], least: float = 0.2, seed: int = 1
-) -> list[Regions]:
+) -> list[Segments]:
     """The regions of every image of a recording.
 
     Args:
@@ -74,21 +74,21 @@ def regions(
     """
     own = own_map(recording)
     # As the paper's code: cells of the smaller cross map are repeated.
-    nouns = {word: resize(word_map(recording, at), own.shape, "nearest").flatten(1) for word, at in words.items()}
+    nouns = {word: resize_maps(word_map(recording, at), own.shape, "nearest").flatten(1) for word, at in words.items()}
     found = []
     for i, features in enumerate(own.values):
         labels = k_means(features, count, seed=seed)
         named = assign(labels, count, {word: maps[i] for word, maps in nouns.items()}, least) if words else ()
         size = (recording.size[0] * CELL, recording.size[1] * CELL)
-        found.append(Regions(labels.unflatten(0, own.shape), count, tuple(named), features, size))
+        found.append(Segments(labels.unflatten(0, own.shape), count, tuple(named), features, size))
     return found
 
 
-def numbers(text: str, count: int, words: Sequence[str | None] = ()) -> list[int]:
+def segment_numbers(text: str, count: int, words: Sequence[str | None] = ()) -> list[int]:
     """Region numbers from 0 of a text such as "1, 3", which counts from 1, or of words that regions go with.
 
     Args:
-        words: the word of each region, as `Regions.words`.
+        words: the word of each region, as `Segments.words`.
 
     Raises:
         ValueError: neither a number nor a word of a region.

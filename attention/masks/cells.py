@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RULES = ("nearest", "majority", "any")
+RESIZE_RULES = ("nearest", "majority", "any")
 """How `resize` may decide whether a cell is selected."""
 
 

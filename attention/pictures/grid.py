@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-LABEL = 22
+LABEL_HEIGHT = 22
 """Height of a label in pixels."""
 
 
-def grid(pictures: Sequence[Tensor], labels: Sequence[str], columns: int) -> Tensor:
+def comparison_grid(pictures: Sequence[Tensor], labels: Sequence[str], columns: int) -> Tensor:
     """Pictures with a label above each, row by row.
 
     Args:
@@ -35,11 +35,11 @@ def grid(pictures: Sequence[Tensor], labels: Sequence[str], columns: int) -> Ten
     height, width = pictures[0].shape[:2]
     columns = columns or len(pictures)
     rows = -(-len(pictures) // columns)
-    canvas = torch.ones(rows * (height + LABEL), columns * width, 3)
+    canvas = torch.ones(rows * (height + LABEL_HEIGHT), columns * width, 3)
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        top, left = (i // columns) * (height + LABEL), (i % columns) * width
-        canvas[top : top + LABEL, left : left + width] = _label(label, width)
-        canvas[top + LABEL : top + LABEL + height, left : left + width] = _fit(picture, height, width)
+        top, left = (i // columns) * (height + LABEL_HEIGHT), (i % columns) * width
+        canvas[top : top + LABEL_HEIGHT, left : left + width] = _label(label, width)
+        canvas[top + LABEL_HEIGHT : top + LABEL_HEIGHT + height, left : left + width] = _fit(picture, height, width)
     return canvas[None]
 
 
@@ -52,6 +52,6 @@ def _fit(picture: Tensor, height: int, width: int) -> Tensor:
 
 
 def _label(text: str, width: int) -> Tensor:
-    image = Image.new("RGB", (width, LABEL), "white")
+    image = Image.new("RGB", (width, LABEL_HEIGHT), "white")
     ImageDraw.Draw(image).text((4, 5), text, fill="black")
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)

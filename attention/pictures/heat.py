@@ -13,8 +13,8 @@ from torch import Tensor
 
 HEAT = ((0.0, 0.0, 0.1), (0.3, 0.05, 0.5), (0.75, 0.15, 0.4), (0.97, 0.5, 0.1), (1.0, 1.0, 0.6))
 """Colours of heat 0 to 1, evenly spaced, darker to brighter."""
-PAPER, INK, GAP = (255, 255, 255), (20, 20, 20), 8
-LEAST = 256
+_PAPER, _INK, _GAP = (255, 255, 255), (20, 20, 20), 8
+_LEAST = 256
 """Tiles with a shorter longest side are enlarged to it."""
 
 
@@ -49,16 +49,16 @@ def enlarged(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def label_grid(tiles: Mapping[str, Tensor]) -> Tensor:
     """Pictures (H, W, 3) of one size in a nearly square grid, each under its label."""
     height, width = next(iter(tiles.values())).shape[:2]
-    scale = max(1, math.ceil(LEAST / max(height, width)))
+    scale = max(1, math.ceil(_LEAST / max(height, width)))
     size, line = (width * scale, height * scale), max(20, max(height, width) * scale // 14)
     across = math.ceil(math.sqrt(len(tiles)))
-    step = (size[0] + GAP, size[1] + line + GAP)
-    whole = (across * step[0] + GAP, math.ceil(len(tiles) / across) * step[1] + GAP)
-    sheet = Image.new("RGB", whole, PAPER)
+    step = (size[0] + _GAP, size[1] + line + _GAP)
+    whole = (across * step[0] + _GAP, math.ceil(len(tiles) / across) * step[1] + _GAP)
+    sheet = Image.new("RGB", whole, _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(line * 0.7)
     for place, (label, tile) in enumerate(tiles.items()):
-        left, top = GAP + place % across * step[0], GAP + place // across * step[1]
-        pen.text((left, top), label, fill=INK, font=font)
+        left, top = _GAP + place % across * step[0], _GAP + place // across * step[1]
+        pen.text((left, top), label, fill=_INK, font=font)
         sheet.paste(_picture(tile).resize(size, Image.Resampling.BILINEAR), (left, top + line))
     return torch.from_numpy(np.array(sheet, dtype=np.float32) / 255)
 
@@ -96,17 +96,17 @@ def heat_grids(images: Tensor, heats: Mapping[str, Tensor], opacity: float, comm
 def cluster_picture(labels: Tensor, size: tuple[int, int], lines: Sequence[str]) -> Tensor:
     """Clusters (h, w) in colours at a size (H, W), with a legend that has a line for each cluster."""
     colours = distinct_colours(len(lines))
-    scale = max(1, math.ceil(LEAST / max(size)))
+    scale = max(1, math.ceil(_LEAST / max(size)))
     height, width = size[0] * scale, size[1] * scale
     line = max(18, height // 20)
-    sheet = Image.new("RGB", (width, height + len(lines) * line), PAPER)
+    sheet = Image.new("RGB", (width, height + len(lines) * line), _PAPER)
     sheet.paste(_picture(enlarged(colours[labels], (height, width))), (0, 0))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(line * 0.7)
     for number, text in enumerate(lines):
         top = height + number * line
         fill = tuple(round(255 * float(c)) for c in colours[number])
         pen.rectangle((2, top + 2, line - 2, top + line - 2), fill=fill)
-        pen.text((line + 4, top), text, fill=INK, font=font)
+        pen.text((line + 4, top), text, fill=_INK, font=font)
     return torch.from_numpy(np.array(sheet, dtype=np.float32) / 255)
 
 

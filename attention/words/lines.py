@@ -12,7 +12,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def weights(text: str) -> list[tuple[str, float]]:
+def word_weights(text: str) -> list[tuple[str, float]]:
     """Words and factors.
 
     Raises:
@@ -27,7 +27,7 @@ def weights(text: str) -> list[tuple[str, float]]:
     return found
 
 
-def windows(text: str) -> list[tuple[str, float, float]]:
+def word_windows(text: str) -> list[tuple[str, float, float]]:
     """Words and shares of the steps, start and end.
 
     Raises:

@@ -45,7 +45,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Word:
+class PromptWord:
     """A word and the positions of its tokens; an embedding is one word.
 
     Attributes:
@@ -57,7 +57,7 @@ class Word:
     positions: tuple[int, ...]
     keys: tuple[int, ...] = ()
 
-    def same(self, other: Word) -> bool:
+    def same(self, other: PromptWord) -> bool:
         """Whether two words are the same text or the same embedding."""
         return self.keys == other.keys and (bool(self.keys) or self.text == other.text)
 
@@ -76,7 +76,7 @@ class Prompt:
 
     text: str
     tokens: tuple[Token, ...]
-    spelled: tuple[Word, ...]
+    spelled: tuple[PromptWord, ...]
     tokenizer: Tokenizer = field(repr=False)
     states: Tensor | None = field(default=None, repr=False)
 
@@ -161,13 +161,13 @@ class Tokenizer:
     def _own(self) -> Any:
         return getattr(self.host, f"clip_{self.encoder}")
 
-    def read(self, text: str) -> tuple[tuple[Token, ...], tuple[Word, ...]]:
+    def read(self, text: str) -> tuple[tuple[Token, ...], tuple[PromptWord, ...]]:
         """The tokens and words of a text."""
         chunks = self.host.tokenize_with_weights(text, True)[self.encoder]
         tokens = _tokens(chunks)
         return tokens, tuple(self._words(text, [token for token in tokens if token.word]))
 
-    def _words(self, text: str, content: list[Token]) -> Iterator[Word]:
+    def _words(self, text: str, content: list[Token]) -> Iterator[PromptWord]:
         """Put tokens together that spell one word.
 
         The tokenizer ends a token with </w> where its own words end. It cuts digits one by one and a word where
@@ -175,13 +175,13 @@ class Tokenizer:
         """
         segments = [unescape_important(segment) for segment, _ in token_weights(escape_important(text), 1.0)]
         plain = unicodedata.normalize("NFC", "".join(segments)).lower()
-        last, cursor = Word("", ()), 0
+        last, cursor = PromptWord("", ()), 0
         for word in self._pieces(segments, content):
             place = -1 if word.keys else plain.find(word.text, cursor)
             behind = place == cursor and not last.keys
             cursor = cursor if place < 0 else place + len(word.text)
             if behind and last.text[-1:].isalnum() and word.text[:1].isalnum():
-                last = Word(last.text + word.text, last.positions + word.positions)
+                last = PromptWord(last.text + word.text, last.positions + word.positions)
                 continue
             if last.positions:
                 yield last
@@ -189,7 +189,7 @@ class Tokenizer:
         if last.positions:
             yield last
 
-    def _pieces(self, segments: list[str], content: list[Token]) -> Iterator[Word]:
+    def _pieces(self, segments: list[str], content: list[Token]) -> Iterator[PromptWord]:
         """The tokenizer's own words, and the embeddings."""
         groups = list(self._groups(content))
         names = [name for segment in segments for name in re.findall(r"(?:^|\s)embedding:([^\s<\[]+)", segment)]
@@ -198,9 +198,9 @@ class Tokenizer:
         for group in groups:
             positions, keys = tuple(t.position for t in group), tuple(t.key for t in group)
             if group[0].id is None:
-                yield Word(f"embedding:{names.pop(0).rstrip(',')}", positions, keys)
+                yield PromptWord(f"embedding:{names.pop(0).rstrip(',')}", positions, keys)
             else:
-                yield Word(self._own.tokenizer.decode(list(keys)).strip(), positions)
+                yield PromptWord(self._own.tokenizer.decode(list(keys)).strip(), positions)
 
     def _groups(self, content: list[Token]) -> Iterator[list[Token]]:
         """Cut tokens where the tokenizer's own words or embeddings end."""

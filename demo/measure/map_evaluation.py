@@ -37,11 +37,11 @@ SIZES: dict[str, tuple[int, ...] | None] = {
     "all": None,
 }
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "threshold 0.3": lambda heat: map_masks.select(heat, "threshold", 0.3),
-    "threshold 0.45": lambda heat: map_masks.select(heat, "threshold", 0.45),
-    "threshold 0.6": lambda heat: map_masks.select(heat, "threshold", 0.6),
-    "Otsu": lambda heat: map_masks.select(heat, "Otsu"),
-    "largest share 0.15": lambda heat: map_masks.select(heat, "largest share", share=0.15),
+    "threshold 0.3": lambda heat: map_masks.mask_of_heat(heat, "threshold", 0.3),
+    "threshold 0.45": lambda heat: map_masks.mask_of_heat(heat, "threshold", 0.45),
+    "threshold 0.6": lambda heat: map_masks.mask_of_heat(heat, "threshold", 0.6),
+    "Otsu": lambda heat: map_masks.mask_of_heat(heat, "Otsu"),
+    "largest share 0.15": lambda heat: map_masks.mask_of_heat(heat, "largest share", share=0.15),
 }
 SHARPEN = (0, 1, 2, 4)
 

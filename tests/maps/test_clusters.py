@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_edit.attention.maps import clusters
-from attention_edit.attention.maps import segments as self_clusters
 from attention_edit.attention.maps.recorder import MeanMap, Recording
+from attention_edit.attention.maps.segments import find_segments, segment_numbers
 from torch import Tensor
 
 SIDE = 8
@@ -92,38 +92,38 @@ def two_objects() -> tuple[Recording, Tensor]:
 
 def test_regions_are_named_and_masked() -> None:
     found, labels = two_objects()
-    (regions,) = self_clusters.regions(found, 3, {"cat": (3,), "dog": (7,)})
-    assert torch.equal(regions.labels, labels)
-    assert regions.words == (None, "cat", "dog")
+    (segments,) = find_segments(found, 3, {"cat": (3,), "dog": (7,)})
+    assert torch.equal(segments.labels, labels)
+    assert segments.words == (None, "cat", "dog")
     pixels = labels.repeat_interleave(8, 0).repeat_interleave(8, 1)
-    assert torch.equal(regions.mask([1, 2]), pixels > 0)
-    assert torch.equal(regions.background(), pixels == 0)
-    assert not regions.mask([]).any()
-    assert regions.report().splitlines() == ["1: background 75 %", "2: cat 19 %", "3: dog 6 %"]
-    assert regions.components().shape == (*pixels.shape, 3)
-    assert regions.picture().shape[1:] == (256, 3) and regions.picture().shape[0] > 256
+    assert torch.equal(segments.mask([1, 2]), pixels > 0)
+    assert torch.equal(segments.background(), pixels == 0)
+    assert not segments.mask([]).any()
+    assert segments.report().splitlines() == ["1: background 75 %", "2: cat 19 %", "3: dog 6 %"]
+    assert segments.components().shape == (*pixels.shape, 3)
+    assert segments.picture().shape[1:] == (256, 3) and segments.picture().shape[0] > 256
 
 
 def test_regions_without_words() -> None:
     found, _ = two_objects()
-    (regions,) = self_clusters.regions(found, 3, {})
-    assert not regions.background().any()
-    assert regions.report().startswith("1: 75 %")
+    (segments,) = find_segments(found, 3, {})
+    assert not segments.background().any()
+    assert segments.report().startswith("1: 75 %")
     with pytest.raises(ValueError, match="Choose a size for self_maps"):
-        self_clusters.regions(Recording((), {}, {}, (8, 8)), 3, {})
+        find_segments(Recording((), {}, {}, (8, 8)), 3, {})
 
 
 def test_regions_are_chosen_by_their_words() -> None:
     words = ("red square", None, "cross", "cross")
-    assert self_clusters.numbers("cross, 1", 4, words) == [2, 3, 0]
-    assert self_clusters.numbers("red square", 4, words) == [0]
+    assert segment_numbers("cross, 1", 4, words) == [2, 3, 0]
+    assert segment_numbers("red square", 4, words) == [0]
     with pytest.raises(ValueError, match=r"'red square', 'cross'.*'circle' was given"):
-        self_clusters.numbers("circle", 4, words)
+        segment_numbers("circle", 4, words)
 
 
 def test_numbers() -> None:
-    assert self_clusters.numbers("1, 3 5", 5) == [0, 2, 4]
-    assert self_clusters.numbers("", 5) == []
+    assert segment_numbers("1, 3 5", 5) == [0, 2, 4]
+    assert segment_numbers("", 5) == []
     for wrong in ("0", "6", "one", "-1"):
         with pytest.raises(ValueError, match="numbers from 1 to 5"):
-            self_clusters.numbers(wrong, 5)
+            segment_numbers(wrong, 5)

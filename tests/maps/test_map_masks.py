@@ -6,7 +6,7 @@ import edits
 import pytest
 import torch
 from attention_edit.attention.maps import heat as map_masks
-from attention_edit.attention.maps.heat import DEFAULT, HeatOptions
+from attention_edit.attention.maps.heat import DEFAULT_HEAT, HeatOptions
 from attention_edit.attention.maps.recorder import MeanMap, Recording
 from attention_edit.host.models import CELL
 from torch import Tensor
@@ -44,7 +44,7 @@ def overlap(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("rule", map_masks.RULES)
+@pytest.mark.parametrize("rule", map_masks.MASK_RULES)
 def test_finds_the_object(rule: str) -> None:
     """Up to the half cell at the border by which a bilinear map is enlarged."""
     found = recording({2: OBJECT}, batch=2)
@@ -68,7 +68,7 @@ def test_joins_words_and_means_over_the_tokens_of_one() -> None:
 def test_largest_share_selects_that_share() -> None:
     heat = torch.rand(2, 40, 50, generator=torch.Generator().manual_seed(1))
     for share in (0.01, 0.2, 1.0):
-        mask = map_masks.select(heat, "largest share", share=share)
+        mask = map_masks.mask_of_heat(heat, "largest share", share=share)
         assert mask.flatten(1).sum(1).tolist() == [round(share * 2000)] * 2
         assert all(h[m].min() > h[~m].max() for h, m in zip(heat, mask, strict=True) if not m.all())
 
@@ -159,4 +159,4 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="Unknown rule 'best'"):
         map_masks.words_mask(found, {"red": (2,)}, "best")
     with pytest.raises(ValueError, match="Name a word"):
-        map_masks.words_mask(found, {}, "Otsu", options=DEFAULT)
+        map_masks.words_mask(found, {}, "Otsu", options=DEFAULT_HEAT)

@@ -64,7 +64,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = features(keys=20)
     cross, own = maps.cross_map(q, k, HEADS, [3]), maps.self_map(q, k, HEADS)
     for limit in (1, 2 * HEADS * 20 * 7):
-        monkeypatch.setattr(maps, "LIMIT", limit)
+        monkeypatch.setattr(maps, "MAP_LIMIT", limit)
         assert torch.allclose(maps.cross_map(q, k, HEADS, [3]), cross, atol=1e-7)
         assert torch.allclose(maps.self_map(q, k, HEADS), own, atol=1e-7)
 
