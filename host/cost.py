@@ -40,10 +40,10 @@ class Cost:
         """The host's APPLY_MODEL wrapper."""
         self.forward += len(x)
         out = executor(x, *args, **kwargs)
-        self.look()
+        self.note_memory()
         return out
 
-    def look(self) -> None:
+    def note_memory(self) -> None:
         """Take note of the memory in use."""
         if not _counts_itself(self.device):
             self.memory = max(self.memory, psutil.Process().memory_info().rss - self._start)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def guided(guider: Any) -> bool:
+def is_guided(guider: Any) -> bool:
     """Whether a host's guider runs the unconditional half."""
     if hasattr(guider, "cfg1"):  # three prompts, each with a scale
         return True

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..attention.masks.cells import as_mask
 from ..attention.methods.background import ExactBackground
 from ..attention.methods.local_blend import LocalBlend
-from ..attention.words import lines as word_lines
+from ..attention.words.lines import split_words
 from .inputs import (
     fraction_input,
     inversion_input,
@@ -84,9 +84,9 @@ class LocalBlendNode(io.ComfyNode):
         control = LocalBlend(
             source_prompt,
             target_prompt,
-            word_lines.words(source_words),
-            word_lines.words(target_words),
-            word_lines.words(subtract),
+            split_words(source_words),
+            split_words(target_words),
+            split_words(subtract),
             start,
             threshold,
             subtract_threshold,

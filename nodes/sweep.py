@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.pictures.grid import comparison_grid
-from ..attention.words.lines import words
+from ..attention.words.lines import split_words
 from .sockets import CATEGORY
 
 
@@ -48,7 +48,7 @@ class SweepNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, values: str) -> io.NodeOutput:
-        found = words(values)
+        found = split_words(values)
         if not found:
             raise ValueError("Sweep has no values. Write some with commas between them, such as 0, 0.4, 0.8.")
         return io.NodeOutput(_numbers(found), found)

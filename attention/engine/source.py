@@ -14,7 +14,7 @@ import comfy.samplers
 from torch import Tensor
 
 from ...host.conditioning import _EDITS_OWN, same_text, source_conditioning
-from ...host.guider import guided
+from ...host.guider import is_guided
 from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, row_key
 from . import null_text as null_context
 from .control import GuidanceControl
@@ -45,7 +45,7 @@ def add_conditionings(run: Run) -> None:
     conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
     conds.pop(KEY_NEGATIVE, None)
     null_context.register(run.inversion, run.guider)
-    if any(act.own_half for acts in run.declared.values() for act in acts) and guided(run.guider):
+    if any(act.own_half for acts in run.declared.values() for act in acts) and is_guided(run.guider):
         null = run.inversion.null_conditioning
         negative = _negative(conds.get("negative") or [] if null is None else comfy.sampler_helpers.convert_cond(null))
         changing = run.inversion.null_states is not None and len(run.inversion.null_states) > 1

@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...host.families import family_of
-from ...host.guider import guided
+from ...host.guider import is_guided
 from ...host.marks import KEY, row_key
 from ...host.models import prediction_of
 from . import null_text as null_context
@@ -102,10 +102,10 @@ def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
     source = second = 0
     for sigma in calls:
         run.move_to(sigma)
-        second += batch * len(further_rows(run)) if guided(run.guider) else 0
+        second += batch * len(further_rows(run)) if is_guided(run.guider) else 0
         if run.inversion is not None:
             source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
-    return source, second + len(calls) * batch * (2 if guided(run.guider) else 1)
+    return source, second + len(calls) * batch * (2 if is_guided(run.guider) else 1)
 
 
 def further_rows(run: Run) -> list[str]:

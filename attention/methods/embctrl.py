@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...host.conditioning import Conditioning
-from ..words.alignment import refinement
+from ..words.alignment import align_refined
 from ..words.prompt import Prompt
 
 
@@ -16,7 +16,7 @@ def changed_tokens(source: Prompt, target: Prompt) -> tuple[int | None, ...]:
     if len(source.content) == len(target.content) and source.length == target.length:
         pairs = enumerate(zip(source.ids, target.ids, strict=True))
         return tuple(place if old == new else None for place, (old, new) in pairs)
-    mapping = refinement(source, target)
+    mapping = align_refined(source, target)
     places = zip(mapping.transfer.argmax(0).tolist(), mapping.keep.tolist(), strict=True)
     return tuple(None if keep else place for place, keep in places)
 

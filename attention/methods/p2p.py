@@ -22,7 +22,7 @@ from ..engine.control import MapControl
 from ..engine.layers import RESOLUTION, layers_of
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
-from ..words.alignment import TokenMap, factors, find_word, refinement, swap
+from ..words.alignment import TokenMap, align_refined, align_swapped, factors, find_word
 from ..words.prompt import Prompt
 
 AUTO, SWAP, REFINE = MODES = ("auto", "swap words", "refine")
@@ -40,7 +40,7 @@ class P2P(MapControl):
         layers: where self maps are, a rule of `layers.layers_of`.
         weights: factors on the maps of words of the target prompt, while its token is rewritten.
         windows: words of the target prompt with a cross window of their own: (word, start, end).
-        compat: the released code's token positions behind a swapped word, see `alignment.swap`.
+        compat: the released code's token positions behind a swapped word, see `alignment.align_swapped`.
     """
 
     source: Prompt
@@ -63,7 +63,9 @@ class P2P(MapControl):
             ValueError: prompts of different numbers of words in a swap, or a word that is not in the target prompt.
         """
         swaps = self.mode == SWAP or (self.mode == AUTO and len(self.source.spelled) == len(self.target.spelled))
-        mapping = swap(self.source, self.target, self.compat) if swaps else refinement(self.source, self.target)
+        mapping = (
+            align_swapped(self.source, self.target, self.compat) if swaps else align_refined(self.source, self.target)
+        )
         return mapping.scaled(factors(self.target, self.weights))
 
     @cached_property

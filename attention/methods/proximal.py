@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...host.guider import guided
+from ...host.guider import is_guided
 from ..engine.acts import Window
 from ..engine.after_step import SourceAfterStep
 from ..engine.control import GuidanceControl
@@ -58,7 +58,7 @@ class ProximalGuidance(GuidanceControl):
 
     def begin(self, run: Moment) -> Edited:
         """Refuse a run without guidance, in which there is nothing to limit."""
-        if not guided(run.guider):
+        if not is_guided(run.guider):
             raise ValueError(
                 "Proximal Guidance limits what guidance does, and the sampler runs without it (cfg 1). Raise cfg, or "
                 "remove the node."

@@ -13,7 +13,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from .lines import words
+from .lines import split_words
 from .prompt import Prompt
 
 CHUNK = 77
@@ -81,7 +81,7 @@ def live_positions(prompt: Prompt) -> list[int]:
     return found
 
 
-def refinement(source: Prompt, target: Prompt) -> TokenMap:
+def align_refined(source: Prompt, target: Prompt) -> TokenMap:
     """Words are added or taken away: tokens that both prompts have get the source's map, new ones keep their own.
 
     Padding takes the source's map of the same place.
@@ -98,7 +98,7 @@ def refinement(source: Prompt, target: Prompt) -> TokenMap:
     return TokenMap(transfer, keep)
 
 
-def swap(source: Prompt, target: Prompt, compat: bool = False) -> TokenMap:
+def align_swapped(source: Prompt, target: Prompt, compat: bool = False) -> TokenMap:
     """Words are exchanged one for one: each word's map goes to the word in its place.
 
     A word of other length shares its map out: each of its tokens gives 1 / n to each of the n new ones.
@@ -190,5 +190,5 @@ def find_word(prompt: Prompt, phrase: str) -> tuple[int, ...]:
 
 def find_words(prompt: Prompt, phrases: str | Sequence[str]) -> tuple[int, ...]:
     """Positions of several words' tokens: a sequence of words, or a text with commas between them; see `find_word`."""
-    named = words(phrases) if isinstance(phrases, str) else phrases
+    named = split_words(phrases) if isinstance(phrases, str) else phrases
     return tuple(dict.fromkeys(position for word in named for position in find_word(prompt, word)))

@@ -45,6 +45,6 @@ def word_windows(text: str) -> list[tuple[str, float, float]]:
     return found
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words between commas."""
     return [word.strip() for word in text.split(",") if word.strip()]

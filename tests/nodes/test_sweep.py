@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_edit.attention.pictures.grid import LABEL_HEIGHT, comparison_grid
-from attention_edit.attention.words.lines import word_weights, word_windows, words
+from attention_edit.attention.words.lines import split_words, word_weights, word_windows
 from attention_edit.nodes.sweep import GridNode, SweepNode
 
 
@@ -45,7 +45,7 @@ def test_weights_and_windows() -> None:
     ]
     assert word_windows("red: 0-0.4\nblue car: .1 - 1") == [("red", 0.0, 0.4), ("blue car", 0.1, 1.0)]
     assert word_weights("") == word_windows(" \n") == []
-    assert words("a cat,, dog ,") == ["a cat", "dog"]
+    assert split_words("a cat,, dog ,") == ["a cat", "dog"]
     for line in ("red", "red: much", "red: 0-0.4"):
         with pytest.raises(ValueError, match="no word with a factor"):
             word_weights(line)

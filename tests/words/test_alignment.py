@@ -8,11 +8,11 @@ from attention_edit.attention.words.alignment import (
     CHUNK,
     TokenMap,
     align,
+    align_refined,
+    align_swapped,
     factors,
     find_word,
     live_positions,
-    refinement,
-    swap,
 )
 from prompts import prompt
 
@@ -31,7 +31,7 @@ def test_the_long_word_is_long():
     assert len(prompt(LONG).content) > 1
 
 
-@pytest.mark.parametrize("rule", [swap, refinement])
+@pytest.mark.parametrize("rule", [align_swapped, align_refined])
 @pytest.mark.parametrize("text", ["", "a cat", "a (red:1.3) cat, sitting", "a " * 120 + "cat"])
 def test_identical_prompts_change_nothing(rule, text):
     mapping = rule(prompt(text), prompt(text))
@@ -58,7 +58,7 @@ def test_ties_are_broken_as_released():
 
 
 def test_swap_of_words_of_one_token():
-    mapping = swap(CAT, DOG)
+    mapping = align_swapped(CAT, DOG)
     assert origins(mapping) == list(range(77))
 
 
@@ -66,7 +66,7 @@ def test_swap_shares_a_word_out():
     """One token to n: each gets 1 / n. Everything behind moves along, and what leaves the text is lost."""
     target = prompt(f"a {LONG} on a mat")
     (old,), new = CAT.find("cat"), target.find(LONG)
-    mapping, n = swap(CAT, target), len(target.find(LONG))
+    mapping, n = align_swapped(CAT, target), len(target.find(LONG))
     assert torch.allclose(mapping.transfer[old, list(new)], torch.full((n,), 1 / n))
     for word in ("on", "mat"):
         assert mapping.transfer[CAT.find(word)[0], target.find(word)[0]] == 1
@@ -78,7 +78,7 @@ def test_swap_shares_a_word_out():
 def test_swap_gathers_a_word():
     """n tokens to one: it gets the map of them all."""
     source = prompt(f"a {LONG} on a mat")
-    mapping = swap(source, CAT)
+    mapping = align_swapped(source, CAT)
     old, (new,) = source.find(LONG), CAT.find("cat")
     assert torch.equal(mapping.transfer[list(old), new], torch.ones(len(old)))
     assert torch.equal(mapping.transfer.sum(1), torch.ones(77))
@@ -86,36 +86,36 @@ def test_swap_gathers_a_word():
 
 def test_compat_is_off_behind_words_of_other_length():
     target = prompt(f"a {LONG} on a mat")
-    released, right = swap(CAT, target, compat=True), swap(CAT, target)
+    released, right = align_swapped(CAT, target, compat=True), align_swapped(CAT, target)
     mat_before, mat_after = CAT.find("mat")[0], target.find("mat")[0]
     assert released.transfer[mat_before, mat_after] == 0 and released.transfer[mat_after, mat_after] == 1
     assert right.transfer[mat_before, mat_after] == 1
     # It leaves a zero last column when the source's word is longer, and is right when no length differs.
-    assert torch.equal(swap(CAT, DOG, compat=True).transfer, swap(CAT, DOG).transfer)
+    assert torch.equal(align_swapped(CAT, DOG, compat=True).transfer, align_swapped(CAT, DOG).transfer)
 
 
 def test_swap_between_changed_words_is_right_in_both():
     source, target = prompt("a cat and a bird"), prompt(f"a {LONG} and a fish")
     for compat in (False, True):
-        mapping = swap(source, target, compat)
+        mapping = align_swapped(source, target, compat)
         assert mapping.transfer[source.find("and")[0], target.find("and")[0]] == 1
         assert mapping.transfer[source.find("bird")[0], target.find("fish")[0]] == 1
 
 
 def test_swap_keeps_the_sum_of_a_map():
-    mapping = swap(CAT, DOG)
+    mapping = align_swapped(CAT, DOG)
     maps = torch.rand(2, 8, 16, 77).softmax(-1)
     assert torch.allclose(mapping.apply(maps, torch.rand(2, 8, 16, 77)).sum(-1), torch.ones(2, 8, 16))
 
 
 def test_swap_needs_as_many_words():
     with pytest.raises(ValueError, match=r"5 .*a cat on a mat.* 6 .*Choose refine"):
-        swap(CAT, prompt("a black cat on a mat"))
+        align_swapped(CAT, prompt("a black cat on a mat"))
 
 
 def test_refinement_keeps_new_words_own_maps():
     target = prompt("a black cat on a mat")
-    mapping = refinement(CAT, target)
+    mapping = align_refined(CAT, target)
     found = origins(mapping)
     black = target.find("black")[0]
     assert found[black] is None and mapping.keep[black] == 1 and int(mapping.keep.sum()) == 1
@@ -128,7 +128,7 @@ def test_refinement_keeps_new_words_own_maps():
 
 def test_refinement_takes_words_away():
     source = prompt("a black cat on a mat")
-    found = origins(refinement(source, CAT))
+    found = origins(align_refined(source, CAT))
     assert found[CAT.find("cat")[0]] == source.find("cat")[0]
 
 
@@ -136,19 +136,19 @@ def test_parts_beyond_77_tokens():
     words = " ".join(f"{w} thing" for w in ("red", "green", "blue") * 20)
     source, target = prompt(words), prompt(words.replace("blue thing", "blue glass"))
     assert source.length == target.length == 2 * CHUNK
-    assert origins(swap(source, target)) == list(range(2 * CHUNK))
+    assert origins(align_swapped(source, target)) == list(range(2 * CHUNK))
     longer = prompt("black " + words)
-    found = origins(refinement(source, longer))
+    found = origins(align_refined(source, longer))
     assert found[longer.find("black")[0]] is None
     assert found[longer.content[-1]] == source.content[-1]
-    short = refinement(CAT, source)
+    short = align_refined(CAT, source)
     assert short.transfer.shape == (77, 154) and torch.equal(short.transfer.sum(0) + short.keep, torch.ones(154))
 
 
 def test_weights_belong_to_words():
     """(cat:1.4) is one word and takes the map of cat."""
     target = prompt("a (dog:1.4) on a mat")
-    assert origins(swap(CAT, target)) == list(range(77))
+    assert origins(align_swapped(CAT, target)) == list(range(77))
 
 
 def test_factors():
@@ -164,7 +164,7 @@ def test_factors():
 
 
 def test_gate_and_scale():
-    mapping = refinement(CAT, prompt("a black cat on a mat")).scaled(torch.full((77,), 2.0))
+    mapping = align_refined(CAT, prompt("a black cat on a mat")).scaled(torch.full((77,), 2.0))
     source, target = torch.rand(4, 77), torch.rand(4, 77)
     assert torch.equal(mapping.gated(torch.zeros(77)).apply(source, target), target)
     assert torch.equal(mapping.gated(torch.ones(77)).apply(source, target), mapping.apply(source, target))

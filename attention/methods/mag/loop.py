@@ -17,7 +17,7 @@ from ...engine.reading import Maps
 from ...engine.run import Run
 from ...engine.slopes import Slope
 from ...masks.cells import for_batch
-from ...words import lines as word_lines
+from ...words.lines import split_words
 from .constraints import normalised
 from .parts import Guided, Negative, Part
 
@@ -116,7 +116,7 @@ def _check_copied(part: Part, run: Run) -> None:
     """Raise ValueError for a word whose attention is the source's: the edit cannot change it (S* without S)."""
     for index, word in enumerate(part.words):
         if any(control.copies(run, run.states[control], word) for control in run.acting.maps):
-            named = word_lines.words(part.curve.name)
+            named = split_words(part.curve.name)
             raise ValueError(
                 f"Guidance cannot reach {named[index] if index < len(named) else part.curve.name!r}: Prompt-to-Prompt "
                 "copies its attention from the source prompt, whatever the edit. Name words that are new in the "

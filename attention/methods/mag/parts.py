@@ -13,8 +13,8 @@ from ....host.marks import KEY
 from ...engine.moment import Moment, savable
 from ...engine.reading import Maps
 from ...masks.cells import as_mask, for_batch, resize
-from ...words import lines as word_lines
 from ...words.alignment import find_word
+from ...words.lines import split_words
 from ...words.prompt import Prompt
 from .constraints import TOKEN, Constraint, Word, evaluate
 from .curve import Curve
@@ -30,7 +30,7 @@ def look_up(prompt: Prompt, words: str) -> tuple[Word, ...]:
     Raises:
         ValueError: no words, or one that is not in the prompt; the message lists the prompt's.
     """
-    named = word_lines.words(words)
+    named = split_words(words)
     if not named:
         raise ValueError(f"MAG-Edit needs words of the edit's prompt; it has: {', '.join(prompt.words) or 'none'}.")
     return tuple(find_word(prompt, word) for word in named)
