@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...host.families import Family
+from ...host.families import Family, LayerByFamily
 from ..engine.acts import NULL_TEXT, Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import LatentControl, MapControl
@@ -26,7 +26,7 @@ from ..masks.target import Target
 log = logging.getLogger(__name__)
 
 KEY_MASKS = ("target", "source", "union")
-RETAIN_LAYER = {"SD1.x": 7, "SD2.x": 7, "SDXL": 54}
+RETAIN_LAYER = LayerByFamily("CPAM's retain layer", {"SD1.x": 7, "SD2.x": 7, "SDXL": 54})
 """First layer that keeps an object's look, by family, as the official code sets it."""
 
 
@@ -168,7 +168,7 @@ class CPAM(MapControl, LatentControl):
 
     def _retains(self, call: AttentionCall) -> bool:
         started = call.run.step >= Window(self.retain_start).first(call.run.steps)
-        first = RETAIN_LAYER[call.run.family.name] if self.retain_layer is None else self.retain_layer
+        first = RETAIN_LAYER[call.run.family] if self.retain_layer is None else self.retain_layer
         return self.masks.retain and started and call.layer.index >= first
 
     def extract(self, call: AttentionCall) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...host.families import Family, Layer
+from ...host.families import Family, Layer, LayerByFamily
 from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt
@@ -29,7 +29,7 @@ from ..words.prompt import Prompt
 
 log = logging.getLogger(__name__)
 
-FIRST_LAYER = {"SD1.x": 10, "SD2.x": 10, "SDXL": 44}
+FIRST_LAYER = LayerByFamily("MasaCtrl's first layer", {"SD1.x": 10, "SD2.x": 10, "SDXL": 44})
 """L by family: the released 10 of 16; of SDXL's 70 the second third of the decoder's deepest blocks."""
 
 
@@ -87,7 +87,7 @@ class MasaCtrl(Control):
 
     def layers(self, family: Family) -> tuple[Layer, ...]:
         """From L on."""
-        first = FIRST_LAYER[family.name] if self.first_layer is None else self.first_layer
+        first = FIRST_LAYER[family] if self.first_layer is None else self.first_layer
         return family.layers[first:]
 
     def begin(self, run: Moment) -> Seen:

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 
 from ...host.conditioning import Conditioning
-from ...host.families import Family
+from ...host.families import Family, LayerByFamily
 from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import GuidanceControl
 from ..engine.moment import Moment
 from ..engine.substitute import attend_with
 
-BLOCK = {"SD1.x": ("output", 4), "SD2.x": ("output", 4), "SDXL": ("output", 1)}
-"""The residual block: the second of the decoder's deepest level that has attention. The paper's for SD1.x, the one
-in the same place for the others."""
-
-
+FIRST_LAYER = LayerByFamily("Plug-and-Play's decoder layer", {"SD1.x": 8, "SD2.x": 8, "SDXL": 44})
+"""The first of the layers, which lies in the residual block: the second of the decoder's deepest level that has
+attention. The paper's for SD1.x, the one in the same place for the others."""
 NEGATIVE = "second negative"
 """The name of the further prompt's rows."""
 SCHEDULES = ("linear", "constant", "exponential")
@@ -50,8 +48,8 @@ class PnP(GuidanceControl):
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         """From the residual block's own place to the end: layers 8 to 15 of SD1.x ("decoder layers 4 to 11")."""
-        block = BLOCK[family.name]
-        first = next(layer.index for layer in family.layers if layer.block == block)
+        first = FIRST_LAYER[family]
+        block = family.layers[first].block
         attention, features = (Window(0.0, end, released=True) for end in (self.attention_end, self.feature_end))
         return (
             Act(Site.SELF, family.layers[first:], during=attention, do=self.attend, reads="qk"),

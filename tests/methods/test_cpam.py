@@ -185,7 +185,7 @@ def test_masks_per_image():
 
 def test_the_ten_percent_are_seeded_and_ten_percent():
     control = CPAM(edits.masks(), normal_share=0.1)
-    drawn = [torch.tensor(make_call(control, seed=seed).run.once((control, "normal"), list)) for seed in (0, 0, 1)]
+    drawn = [torch.tensor(make_call(control, seed=seed).state.normal) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert float(torch.stack(drawn[1:]).float().mean()) == pytest.approx(0.1, abs=0.02)
 

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.acts import Site
 from attention_edit.attention.engine.call import AttentionCall, Features
 from attention_edit.attention.engine.plan import Plan
 from attention_edit.attention.engine.run import Run
@@ -117,7 +118,7 @@ def test_windows_of_words_come_before_the_general_one():
 @pytest.mark.parametrize(("window", "steps"), [((0.0, 0.4), range(20)), ((0.1, 0.58), range(5, 29)), ((0.0, 0.0), [])])
 def test_the_self_window(window, steps):
     control = P2P(CAT, DOG, cross=(0.0, 1.0), self_window=window)
-    kept = [step for step in range(50) if make_call(control, step).run.reads("self", SD1.layers[2])]
+    kept = [step for step in range(50) if make_call(control, step).run.acting.reads(Site.SELF, 2)]
     assert kept == list(steps)
 
 
@@ -227,8 +228,8 @@ def test_evaluations(model, caplog):
 
 def test_features_are_kept_only_while_they_are_read(model, inversion):
     run = make_call(P2P(CAT, DOG, cross=(0.0, 0.4), self_window=(0.2, 0.8)), step=30).run
-    assert run.reads("self", SD1.layers[2]) and not run.reads("cross", SD1.layers[2])
-    assert not run.reads("self", SD1.layers[0])
+    assert run.acting.reads(Site.SELF, 2) == set("qk") and not run.acting.reads(Site.CROSS, 2)
+    assert not run.acting.reads(Site.SELF, 0)
 
 
 def test_composes_with_exact_background_and_with_cpams_text(model, inversion):

@@ -11,7 +11,7 @@ import torch
 from attention_edit.attention.engine import install as engine
 from attention_edit.attention.engine import residual
 from attention_edit.attention.methods.background import ExactBackground
-from attention_edit.attention.methods.pnp import BLOCK, PnP
+from attention_edit.attention.methods.pnp import PnP
 from attention_edit.host.families import SD1, SD2, SDXL
 from test_fpe import FAMILIES, generated
 
@@ -24,7 +24,7 @@ def test_layers_and_blocks():
         # The second block of the decoder's deepest level with attention.
         decoder = [la for la in family.layers if la.block[0] == "output"]
         number = decoder[0].block[1] + 1
-        assert BLOCK[family.name] == ("output", number)
+        assert PnP().acts_on(family)[1].blocks == (("output", number),)
         assert max(la.scale for la in decoder) == next(la.scale for la in decoder if la.block[1] == number)
 
 

@@ -15,7 +15,7 @@ import comfy.sampler_helpers
 from torch import Tensor
 
 from ....host.families import Family
-from ....host.work import FORWARD, work
+from ....host.work import work
 from ...engine.acts import Act, How, Site, Window
 from ...engine.checks import check_target_prompt
 from ...engine.control import LatentControl, Slopes, only_looks
@@ -55,8 +55,6 @@ class MAG(Part, LatentControl):
                 f"{', '.join(hindering)}, and what that makes of the cross-attention that MAG-Edit reads is not "
                 "defined. Remove one of the two."
             )
-        if self.detail not in FORWARD[run.family.name]:
-            raise ValueError(f"{run.family.name} has no attention maps of 1/{self.detail} of the latent's side.")
         check_aspect(self.mask, run.size, "mask of MAG-Edit")
         if self.prompt is not None:
             check_target_prompt(run, self.prompt, self.name)
