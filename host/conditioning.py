@@ -41,6 +41,27 @@ def source_conditioning(conditioning: Conditioning, name: str = "source prompt o
     return [[states, {k: v for k, v in options.items() if k not in _EDITS_OWN}]]
 
 
+def check_text(conditioning: Conditioning, name: str) -> None:
+    """Look once at the tensors of a text that comes in.
+
+    Raises:
+        ValueError: the states are not (B, L, C), or a tensor holds NaN or infinity.
+    """
+    for states, options in conditioning:
+        if states.ndim != 3:
+            raise ValueError(
+                f"Connect CLIP Text Encode: the {name} has states of shape {tuple(states.shape)}; expected is "
+                "(batch, tokens, channels)."
+            )
+        tensors = {"states": states, **{k: v for k, v in options.items() if isinstance(v, Tensor)}}
+        for key, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"Encode the {name} again, with another CLIP or without LoRA: its {key} hold NaN or infinite "
+                    "values, and so would the picture."
+                )
+
+
 def encoded_alike(one: Tensor, two: Tensor) -> bool:
     """Whether encoded texts (1 or B, L, C) are the same but for rounding."""
     one, two = one.float().cpu(), two.float().cpu()

@@ -11,6 +11,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from .conditioning import check_text
+
 
 def is_guided(guider: Any) -> bool:
     """Whether a host's guider runs the unconditional half."""
@@ -20,7 +22,13 @@ def is_guided(guider: Any) -> bool:
 
 
 def cfg_guider(model: Any, positive: Any, negative: Any, guidance: float) -> comfy.samplers.CFGGuider:
-    """The host's guider for positive and negative CONDITIONING (None: the positive one) at a guidance scale."""
+    """The host's guider for positive and negative CONDITIONING (None: the positive one) at a guidance scale.
+
+    Raises:
+        ValueError: a prompt that no model can read, or that would draw NaN.
+    """
+    check_text(positive, "source prompt")
+    check_text(negative if negative is not None else [], "negative prompt")
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative if negative is not None else positive)
     guider.set_cfg(guidance)

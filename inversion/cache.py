@@ -1,15 +1,15 @@
 """Inversions kept on disk between sessions: the same image, prompt, model and settings are not inverted twice.
 
 Entries are named by their content, written aside and put in place in one move, so that several ComfyUIs may share
-the folder and a crash leaves nothing half. The least recently used ones go when there are too many.
+the folder and a crash leaves nothing half. The least recently used ones go when there are too many. Whatever is wrong
+with the folder, a file or the name costs no more than the making: it is logged, and the entry is made anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ from typing import Any
 import folder_paths
 
 from . import store
+from .files import PART, STALE, is_leftover, part_of, remove, sweep
 from .fingerprint import UnknownError, fingerprint
 from .record import Inversion
+
+__all__ = ["LIMIT", "PART", "STALE", "cached", "directory"]
 
 log = logging.getLogger(__name__)
 
 LIMIT = 2 << 30
-"""Bytes that entries take at most, together."""
-STALE = 3600.0
-"""Seconds after which what a crash has left aside is removed."""
-PART = ".part"
+"""Bytes that the folder takes at most, together with what is being written or was left."""
 
 
 def directory() -> Path:
@@ -45,10 +45,8 @@ def cached(make: Callable[[], Inversion], model: Any, *values: Any) -> tuple[Inv
         the inversion, and whether it was read from disk. Whatever is wrong with the folder is told in the log, and
         costs no more than the making.
     """
-    try:
-        path = directory() / f"{fingerprint(model, *values)}{store.SUFFIX}"
-    except UnknownError as unknown:
-        log.warning("Attention Edit: this inversion is not kept on disk: %s.", unknown)
+    path = _path(model, *values)
+    if path is None:
         return make(), False
     found = _read(path)
     if found is not None:
@@ -57,9 +55,20 @@ def cached(make: Callable[[], Inversion], model: Any, *values: Any) -> tuple[Inv
     try:
         _write(made, path)
         _evict(path.parent)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what only saves work must never cost work
         log.warning("Attention Edit: this inversion is not kept on disk: %s", error)
     return made, False
+
+
+def _path(model: Any, *values: Any) -> Path | None:
+    """The entry's file; None if what the result depends on cannot be told."""
+    try:
+        return directory() / f"{fingerprint(model, *values)}{store.SUFFIX}"
+    except UnknownError as unknown:
+        log.warning("Attention Edit: this inversion is not kept on disk: %s.", unknown)
+    except Exception as error:  # whatever other nodes' objects raise when they are looked at
+        log.warning("Attention Edit: this inversion is not kept on disk: %s: %s", type(error).__name__, error)
+    return None
 
 
 def _read(path: Path) -> Inversion | None:
@@ -67,48 +76,42 @@ def _read(path: Path) -> Inversion | None:
     try:
         if not path.is_file():
             return None
-        os.utime(path)
-        return store.read(path, path.name)
-    except FileNotFoundError:
-        return None  # another process has removed it meanwhile
-    except (OSError, ValueError) as error:
-        log.warning("Attention Edit: a broken entry of the inversion cache is made anew: %s", error)
-        _remove(path)
+        with contextlib.suppress(OSError):  # another user's file
+            os.utime(path)
+        return store.read(path, path.name, path.stem)
+    except Exception as error:
+        if path.exists():  # another process may have removed it meanwhile
+            log.warning("Attention Edit: a broken entry of the inversion cache is made anew: %s", error)
+            remove(path)
         return None
 
 
 def _write(inversion: Inversion, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.{uuid.uuid4().hex}{PART}")
+    part = part_of(path)
     try:
-        store.write(inversion, part)
+        store.write(inversion, part, path.stem)
+        if part.stat().st_size > LIMIT:
+            raise ValueError(f"it takes more than the {LIMIT >> 20} MiB of the whole cache.")
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        remove(part)
 
 
 def _evict(folder: Path) -> None:
-    """Remove the least recently used entries beyond the limit, and what crashes have left."""
-    entries = []
+    """Remove what crashes have left, and the least recently used entries beyond the limit."""
+    sweep(folder.iterdir())
+    entries, total = [], 0
     for path in folder.iterdir():
         try:
             state = path.stat()
-        except FileNotFoundError:
+        except OSError:  # gone meanwhile, or a link to itself
             continue
-        if path.suffix == store.SUFFIX:
+        if path.suffix == store.SUFFIX and path.is_file():
             entries.append((state.st_mtime, state.st_size, path))
-        elif path.suffix == PART and time.time() - state.st_mtime > STALE:
-            _remove(path)
-    total = sum(size for _, size, _ in entries)
+        if path.suffix == store.SUFFIX or is_leftover(path):
+            total += state.st_size
     for _, size, path in sorted(entries, key=lambda entry: entry[0]):
         if total <= LIMIT:
             break
-        _remove(path)
-        total -= size
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:  # Windows keeps files that another process reads
-        log.info("Attention Edit: %s stays for now: %s", path.name, error)
+        total -= size if remove(path) else 0

@@ -51,15 +51,33 @@ class Inversion:
     errors: tuple[float, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError if the null text does not go with the trajectory."""
-        if self.null_states is None:
-            return
-        shape, steps = tuple(self.null_states.shape), len(self.sigmas) - 1
-        if len(shape) != 4 or shape[0] not in (1, steps) or shape[1] not in (1, self.batch):
+        """Raise ValueError if something is not finite, or a text per step does not go with the trajectory.
+
+        This is where tensors that a method has made are looked at once; `file_format` holds files to more.
+        """
+        if not torch.isfinite(self.latents).all():
             raise ValueError(
-                f"The null text has shape {shape}, but {steps} steps of {self.batch} image(s) need "
-                f"({steps} or 1, {self.batch} or 1, tokens, channels)."
+                "Invert with more precise weights (start ComfyUI with --fp32-unet or --force-upcast-attention) or "
+                f"lower the guidance: the latents of {self.method} hold NaN or infinite values."
             )
+        steps = len(self.sigmas) - 1
+        for name, states in self._step_texts().items():
+            shape = tuple(states.shape)
+            if len(shape) != 4 or shape[0] not in (1, steps) or shape[1] not in (1, self.batch):
+                raise ValueError(
+                    f"The {name} text has shape {shape}, but {steps} steps of {self.batch} image(s) need "
+                    f"({steps} or 1, {self.batch} or 1, tokens, channels)."
+                )
+            if not torch.isfinite(states).all():
+                raise ValueError(
+                    f"Connect another prompt or lower the learning rate: the {name} text of {self.method} holds NaN or "
+                    "infinite values."
+                )
+
+    def _step_texts(self) -> dict[str, Tensor]:
+        """Text states of steps, by the words in which messages call them."""
+        texts = {"null": self.null_states, "source": getattr(self, "text_states", None)}
+        return {name: states for name, states in texts.items() if states is not None}
 
     @property
     def batch(self) -> int:

@@ -1,0 +1,262 @@
+"""What an inversion file may hold: one table of fields and one of tensors, with types, ranges and shapes.
+
+Everything is judged from the file's header, before a number is read; the numbers are looked at once afterwards. A file
+without a checksum (versions 1 and 2) is held to the same tables.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..host.families import FAMILIES, LATENT_CHANNELS, SDXL
+from .schedule import MAX_STEPS, timesteps
+
+LARGEST_SIGMA = 4519.0
+"""The noisiest level of any table of the families: 14.6 as trained, 4518.8 rescaled to a zero terminal SNR."""
+LARGEST_VALUE = 65504.0
+"""The largest number that half precision holds, in which the model will read the tensors."""
+LARGEST_SIDE = 2048
+"""Cells of a latent's side: the host's largest picture has 16384 pixels."""
+LARGEST_BATCH = 4096
+LARGEST_FILE = 16 << 30
+"""Bytes of all tensors together; 1000 levels of a 4096 x 4096 picture take 4 GiB."""
+
+STEP_TEXTS = {"null_states": "null.0.states", "text_states": "text.0.states"}
+"""Fields of an Inversion that hold text states per step, (1 or S - 1, 1 or B, L, C), and their tensors in a file."""
+
+FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+"""Number types of text states, with safetensors' names; latents and texts per step are float32."""
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+
+
+class SchemaError(ValueError):
+    """A field is not as the table says; the text has the field, what it is, and what was expected."""
+
+
+def refuse(field: str, found: str, expected: str) -> NoReturn:
+    """Raise SchemaError for a field."""
+    raise SchemaError(f"Its field {field} is {found}; expected is {expected}.")
+
+
+def shown(value: Any) -> str:
+    """A value in a few characters, whatever it is."""
+    try:
+        return _REPR.repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints
+        return f"a {type(value).__name__} too long to show"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number within two bounds."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def __call__(self, field: str, value: Any) -> None:
+        """Raise SchemaError for anything else; a bool is no number."""
+        kinds = int if self.whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or not self.low <= value <= self.high:
+            kind = "a whole number" if self.whole else "a finite number"
+            refuse(field, shown(value), f"{kind} from {self.low:g} to {self.high:g}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of some length."""
+
+    most: int
+
+    def __call__(self, field: str, value: Any) -> None:
+        """Raise SchemaError for anything else."""
+        if not isinstance(value, str) or not 0 < len(value) <= self.most:
+            refuse(field, shown(value), f"a text of 1 to {self.most} characters")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+    def __call__(self, field: str, value: Any) -> None:
+        """Raise SchemaError for anything else."""
+        if not any(type(value) is type(known) and value == known for known in self.values):
+            refuse(field, shown(value), "one of " + ", ".join(map(repr, self.values)))
+
+
+@dataclass(frozen=True)
+class Many:
+    """A list of one kind."""
+
+    rule: Callable[[str, Any], None]
+    least: int
+    most: int
+
+    def __call__(self, field: str, value: Any) -> None:
+        """Raise SchemaError for anything else."""
+        if not isinstance(value, list) or not self.least <= len(value) <= self.most:
+            found = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
+            refuse(field, found, f"a list of {self.least} to {self.most}")
+        for i, entry in enumerate(value):
+            self.rule(f"{field}[{i}]", entry)
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """A value, or none."""
+
+    rule: Callable[[str, Any], None]
+
+    def __call__(self, field: str, value: Any) -> None:
+        """Raise SchemaError for anything else."""
+        if value is not None:
+            self.rule(field, value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A mapping of known keys."""
+
+    rules: Mapping[str, Callable[[str, Any], None]]
+    needed: tuple[str, ...] = ()
+
+    def __call__(self, field: str, value: Any) -> None:
+        """Raise SchemaError for anything else."""
+        if not isinstance(value, dict):
+            refuse(field, shown(value), "a table of " + ", ".join(self.rules))
+        known(f"{field}.", value, self.rules)
+        for key in self.needed:
+            if key not in value:
+                refuse(f"{field}.{key}", "missing", "there")
+        for key, entry in value.items():
+            self.rules[key](f"{field}.{key}", entry)
+
+
+_PIXELS = Number(0, 16384, whole=True)
+TENSOR_OPTIONS = ("pooled_output",)
+OPTIONS = Table(
+    {
+        **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _PIXELS),
+        "aesthetic_score": Number(0, 1000),
+        "pooled_output": OneOf((None,)),
+    }
+)
+"""Options of a prompt that CLIP Text Encode and CLIP Text Encode SDXL make; `TENSOR_OPTIONS` are tensors."""
+
+FIELDS = Table(
+    {
+        "sigmas": Many(Number(1e-6, LARGEST_SIGMA), 2, MAX_STEPS),
+        "steps": Number(1, MAX_STEPS, whole=True),
+        "offset": Number(0, 1, whole=True),
+        "family": OneOf(tuple(family.name for family in FAMILIES)),
+        "prediction": OneOf(("eps", "v")),
+        "conditioning": Many(OPTIONS, 1, 1),
+        "method": Text(200),
+        "null_options": OPTIONS,
+        "null_guidance": Maybe(Number(0, 1000)),
+        "errors": Many(Number(0, 1e30), 0, MAX_STEPS),
+    },
+    needed=("sigmas", "steps", "offset", "family", "prediction", "conditioning"),
+)
+
+
+def known(prefix: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise SchemaError for a name that the format does not have."""
+    for name in found:
+        if name not in expected:
+            refuse(f"{prefix}{name[:80]}", "unknown to this version", "one of " + ", ".join(expected))
+
+
+def check_fields(fields: Any) -> None:
+    """Raise SchemaError unless the plain fields are of the table, and go with one another."""
+    FIELDS("inversion", fields)
+    sigmas = fields["sigmas"]
+    for i in range(1, len(sigmas)):
+        if sigmas[i] <= sigmas[i - 1]:
+            refuse(f"inversion.sigmas[{i}]", shown(sigmas[i]), f"more than the level before it, {sigmas[i - 1]:g}")
+    levels = len({0, *timesteps(fields["steps"], fields["offset"])})
+    if len(sigmas) != levels:
+        told = f"{levels} levels, as {fields['steps']} steps with offset {fields['offset']} have"
+        refuse("inversion.sigmas", f"a list of {len(sigmas)}", told)
+
+
+def check_shapes(fields: dict[str, Any], held: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Raise SchemaError unless the tensors' types and shapes go with the (checked) fields and with one another.
+
+    Args:
+        held: by tensor's name, safetensors' name of the number type, and the shape.
+    """
+    bounds = _bounds(fields, held)
+    known("", held, bounds)
+    texts = tuple(FLOATS.values())
+    for name, (kind, shape) in held.items():
+        kinds = ("F32",) if name == "latents" or name in STEP_TEXTS.values() else texts
+        if kind not in kinds:
+            refuse(name, f"of type {kind}", "of type " + " or ".join(kinds))
+        if len(shape) != len(bounds[name]) or not all(n in ok for n, ok in zip(shape, bounds[name], strict=True)):
+            refuse(name, f"of shape {shape}", "of shape (" + ", ".join(map(_span, bounds[name])) + ")")
+    for text, options in (("conditioning", fields["conditioning"][0]), ("null", fields.get("null_options"))):
+        _check_pooled(text, options, fields["family"], held)
+
+
+def _bounds(
+    fields: dict[str, Any], held: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, tuple[range | tuple[int, ...], ...]]:
+    """Per tensor of the format and dimension, the sizes that it may have."""
+    shapes = {name: shape for name, (_, shape) in held.items()}
+    for name in ("latents", "conditioning.0.states"):
+        if name not in shapes:
+            refuse(name, "missing", "a tensor")
+    if ("null_options" in fields) != (STEP_TEXTS["null_states"] in shapes):
+        refuse("inversion.null_options", "without its partner", "together with null.0.states")
+    levels, side = len(fields["sigmas"]), range(1, LARGEST_SIDE + 1)
+    batch = (1, shapes["latents"][1]) if len(shapes["latents"]) > 1 else (1,)
+    tokens, width = range(1, 1 << 16), range(1, 1 << 14)
+    own = shapes["conditioning.0.states"][-1:] or (0,)
+    found: dict[str, tuple[range | tuple[int, ...], ...]] = {
+        "latents": ((levels,), range(1, LARGEST_BATCH + 1), (LATENT_CHANNELS,), side, side),
+        "conditioning.0.states": (batch, tokens, width),
+    }
+    found |= {name: ((1, levels - 1), batch, tokens, own) for name in STEP_TEXTS.values()}
+    texts = ("conditioning", "null") if "null_options" in fields else ("conditioning",)
+    return found | {f"{text}.0.option.{key}": (batch, width) for text in texts for key in TENSOR_OPTIONS}
+
+
+def _span(sizes: range | tuple[int, ...]) -> str:
+    return f"{sizes[0]} to {sizes[-1]}" if isinstance(sizes, range) else " or ".join(map(str, dict.fromkeys(sizes)))
+
+
+def _check_pooled(
+    text: str, options: dict[str, Any] | None, family: str, held: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> None:
+    """SDXL reads a pooled text beside the states; a text must not have it twice."""
+    name = f"{text}.0.option.pooled_output"
+    if options is None:
+        return
+    if name in held and "pooled_output" in options:
+        refuse(name, "there as a tensor and as a field", "only one of them")
+    if family == SDXL.name and name not in held:
+        refuse(name, "missing", f"a tensor, which {family} needs with each text")
+
+
+def check_values(name: str, tensor: Tensor) -> None:
+    """Raise SchemaError unless the numbers are finite and of a size that half precision holds.
+
+    The noisiest latent is never all zero: there is nothing in it that an edit could start from.
+    """
+    largest = max(-float(tensor.min()), float(tensor.max()))  # NaN goes through both
+    if not math.isfinite(largest) or largest > LARGEST_VALUE:
+        refuse(name, f"a tensor that holds {largest:g}", f"finite numbers of at most {LARGEST_VALUE:g}")
+    if name == "latents" and not tensor[-1].any():
+        refuse("latents[-1]", "zero everywhere", "the inverted noise")
