@@ -11,7 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -31,7 +31,7 @@ READABLE = ("1", "2", VERSION)
 UNSUMMED = ("1", "2")
 """Versions that have no checksum."""
 _TEXTS = {field: name for field, name in STEP_TEXTS.items() if field in {f.name for f in fields_of(Inversion)}}
-_BROKEN = (SafetensorError, OSError, RuntimeError, MemoryError, ValueError, TypeError, KeyError, OverflowError)
+_BROKEN = (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OverflowError)
 """What safetensors, json and torch raise at a file that is none: RuntimeError holds RecursionError (deep JSON) and
 NotImplementedError (a number type without the operation)."""
 
@@ -80,7 +80,7 @@ def _pack(inversion: Inversion) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "null_guidance": inversion.null_guidance,
         "errors": list(inversion.errors),
     }
-    tensors = {"latents": _own(inversion.latents)}
+    tensors = {"latents": inversion.latents.detach().cpu().contiguous()}
     for i, (states, options) in enumerate(inversion.conditioning):
         tensors[f"conditioning.{i}.states"] = _own(states)
         fields["conditioning"].append(_pack_options(f"conditioning.{i}", options, tensors))
@@ -123,6 +123,10 @@ def _check(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         schema.check_values(name, tensor)
 
 
+class ForeignError(ValueError):
+    """A file of another kind or version."""
+
+
 def read(path: Path, name: str, entry: str | None = None) -> Inversion:
     """The inversion in a file, which messages call by a name.
 
@@ -133,6 +137,7 @@ def read(path: Path, name: str, entry: str | None = None) -> Inversion:
         ValueError: a foreign or broken file, or one of a later version.
     """
     try:
+        _check_room(path)  # before safetensors maps it into memory
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_format(name, metadata)
@@ -140,7 +145,6 @@ def read(path: Path, name: str, entry: str | None = None) -> Inversion:
             names = list(file.keys())
             held = {key: (part.get_dtype(), tuple(part.get_shape())) for key in names for part in [file.get_slice(key)]}
             schema.check_shapes(fields, held)
-            _check_room(path)
             # A copy of our own: what safetensors gives lies in the file, which may vanish under it.
             tensors = {key: file.get_tensor(key).clone() for key in names}
         if metadata["version"] not in UNSUMMED and metadata["checksum"] != _checksum(metadata, tensors):
@@ -150,15 +154,15 @@ def read(path: Path, name: str, entry: str | None = None) -> Inversion:
         return _unpack(fields, tensors)
     except ForeignError:
         raise
+    except OSError as error:
+        raise ValueError(f"{cure(error)}: {name!r} cannot be read ({error}).") from error
+    except MemoryError as error:
+        raise ValueError(f"Free memory: {name!r} needs {path.stat().st_size / 2**30:.1f} GiB.") from error
     except _BROKEN as error:
-        told = str(error) if isinstance(error, SchemaError) else f"{cure(error)}: {error or type(error).__name__}"
+        told = str(error) if isinstance(error, SchemaError) else f"Its field header or data: {error}."
         raise ValueError(
             f"Save this inversion again, or invert its image anew: {name!r} is not a whole inversion file. {told}"
         ) from error
-
-
-class ForeignError(ValueError):
-    """A file of another kind or version."""
 
 
 def _check_format(name: str, metadata: Mapping[str, str]) -> None:
@@ -185,13 +189,8 @@ def _parse(metadata: Mapping[str, str], entry: str | None) -> dict[str, Any]:
     if entry is not None and metadata.get("entry") != entry:
         schema.refuse("entry", schema.shown(metadata.get("entry")), f"{entry}, as the file is named")
 
-    def constant(text: str) -> NoReturn:
-        schema.refuse("inversion", f"a text with {text}", "JSON with finite numbers only")
-
     try:
-        fields = json.loads(metadata["inversion"], parse_constant=constant)
-    except SchemaError:
-        raise
+        fields = json.loads(metadata["inversion"])
     except (ValueError, RecursionError) as error:
         schema.refuse("inversion", f"a text that cannot be read ({error})", "the JSON that Save Inversion writes")
     schema.check_fields(fields)
@@ -203,9 +202,8 @@ def _check_room(path: Path) -> None:
     size = path.stat().st_size
     free = int(comfy.model_management.get_free_memory(torch.device("cpu")))
     if size > min(schema.LARGEST_FILE, free):
-        told = (
-            f"at most {schema.LARGEST_FILE / 2**30:.0f} GiB, and no more than the {free / 2**30:.1f} GiB that are free"
-        )
+        most = f"{schema.LARGEST_FILE / 2**30:.0f} GiB"
+        told = f"at most {most}, and no more than the {free / 2**30:.1f} GiB of memory that are free"
         schema.refuse("size", f"{size / 2**30:.1f} GiB", told)
 
 

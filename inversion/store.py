@@ -65,8 +65,10 @@ def _within(name: str) -> Path:
     try:
         root = directory().resolve()
         path = (root / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a link to itself; a NUL
-        told = cure(error) if isinstance(error, OSError) else "Use a plain name"
+    except ValueError as error:  # a NUL
+        raise ValueError(f"Use a plain name: {_short(name)} is no name of a file ({error}).") from error
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a link to itself is a RuntimeError
+        told = cure(error) if isinstance(error, OSError) else "Remove the link that leads to itself"
         raise ValueError(f"{told}: {_short(name)} is no name of a file ({error}).") from error
     if path == root:
         raise ValueError(f"Give the file a name: {_short(name)} is the folder {root} itself.")

@@ -176,8 +176,8 @@ def _worker(folder, start, failures):
         for turn in range(30):
             path = folder / f"{turn % 4}{store.SUFFIX}"
             found = cache._read(path)
-            assert found is None or torch.equal(found.latents, RECORD.latents * (turn % 4))
-            cache._write(made(turn % 4), path)
+            assert found is None or torch.equal(found.latents, RECORD.latents * (turn % 4 + 1))
+            cache._write(made(turn % 4 + 1), path)
             cache._evict(folder)
     except BaseException as error:
         failures.put(repr(error))

@@ -67,7 +67,7 @@ def refused(folder, data: bytes) -> str | None:
     try:
         loaded = store.load(path.name)
     except ValueError as error:
-        assert str(error)[:4] in ("Save", "Choo", "Upda", "Look", "Invert"[:4]), error
+        assert str(error)[:4] in ("Save", "Choo", "Upda", "Look"), error
         return str(error)
     assert (loaded.sigmas, loaded.steps, loaded.family) == (RECORD.sigmas, RECORD.steps, RECORD.family)
     assert torch.equal(loaded.latents, RECORD.latents) and torch.equal(loaded.null_states, RECORD.null_states)
@@ -198,7 +198,7 @@ TENSOR_CASES = [
         lambda t: t[None],
         lambda t: t.flatten(),
         lambda t: t[..., :0],
-        lambda t: torch.cat([t] * 3, 1) if t.ndim > 3 else torch.cat([t] * 3, 0),
+        lambda t: torch.cat([t] * 3, 0),
         lambda t: t.reshape(()) if t.numel() == 1 else t.sum(),
     )
 ]
@@ -218,9 +218,7 @@ TENSOR_CASES += [
 def test_tensors_that_are_not_of_the_schema(folder, number, version):
     name, change = TENSOR_CASES[number]
     told = refused(folder, signed(parts()[0], changed(name, change), version))
-    # Three times the batch of latents is a batch again, which the text per step goes with.
-    if told is None or name not in told:
-        assert name == "latents" and version == "2" and told is None, told
+    assert told is not None and name in told
 
 
 def test_a_tensor_that_the_format_does_not_have(folder):
@@ -254,4 +252,4 @@ def test_any_json_in_any_field(folder, field, value, version):
     except ValueError as error:
         assert field in str(error) or "JSON" in str(error)
     else:
-        assert field in ("method", "null_guidance", "errors", "offset", "steps") and isinstance(loaded, Inversion)
+        assert field in ("method", "null_guidance", "null_options", "errors") and isinstance(loaded, Inversion)
