@@ -200,7 +200,7 @@ def _parse(metadata: Mapping[str, str], entry: str | None) -> dict[str, Any]:
 def _check_room(path: Path) -> None:
     """Raise SchemaError if a file's numbers are more than an inversion has, or than memory holds."""
     size = path.stat().st_size
-    free = int(comfy.model_management.get_free_memory(torch.device("cpu")))
+    free: Any = comfy.model_management.get_free_memory(torch.device("cpu"))
     if size > min(schema.LARGEST_FILE, free):
         most = f"{schema.LARGEST_FILE / 2**30:.0f} GiB"
         told = f"at most {most}, and no more than the {free / 2**30:.1f} GiB of memory that are free"

@@ -65,7 +65,7 @@ class Digest:
             raise UnknownError(f"a tensor of type {type(tensor).__name__}")
         self._hash.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         held = tensor.detach().cpu().contiguous()
-        self._hash.update(held.reshape(-1).view(torch.uint8).numpy())
+        self._hash.update(held.reshape(-1).view(torch.uint8).numpy().data)
 
     def name(self) -> str:
         """32 hexadecimal digits."""
