@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .marks import KEY
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -75,12 +78,21 @@ def _counts_itself(device: torch.device) -> bool:
 
 
 @contextmanager
-def measured(model: Any) -> Iterator[tuple[Any, Cost]]:
-    """A clone of a host MODEL whose evaluations are counted, and the count."""
+def measured(model: Any, name: str = "", planned: str = "") -> Iterator[tuple[Any, Cost]]:
+    """A clone of a host MODEL whose evaluations are counted, and the count.
+
+    Args:
+        name: of the run, for the log; nothing is written without one.
+        planned: what it will take, such as "98 UNet evaluations", written before it starts.
+    """
     clone, cost = model.clone(), Cost(model.load_device)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY} cost", cost)
+    if planned:
+        log.info("%s plans %s", name, planned)
     cost.begin()
     try:
         yield clone, cost
     finally:
         cost.end()
+    if name:
+        log.info("%s: %s", name, cost.describe())

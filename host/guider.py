@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -35,9 +39,99 @@ def cfg_guider(model: Any, positive: Any, negative: Any, guidance: float) -> com
     return guider
 
 
+class DifferenceGuider(comfy.samplers.CFGGuider):
+    """A host guider whose prediction is the positive prompt's minus the negative one's; the host batches the two."""
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    ) -> Tensor:
+        """Difference (B, C, h, w) of the predicted clean latents, that of the noise up to a factor."""
+        conds = [self.conds["positive"], self.conds["negative"]]
+        one, other = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
+        return one - other
+
+
+@dataclass(frozen=True, eq=False)
+class HostRun:
+    """What the host gives a sampler for one run: the model is loaded, and the start is in the network's scale.
+
+    Attributes:
+        guider: the host's guider, with the processed conditionings in `conds` and the model as `inner_model`.
+        sigmas: the levels (S,), in the order of the walk.
+        start: (B, C, h, w), what `run_sampler` was given, in the network's scale and on its device.
+        options: the run's model options. seed: what the host seeds the run with.
+        callback: the host's progress bar and preview, if there is any.
+    """
+
+    guider: Any
+    sigmas: Tensor
+    start: Tensor
+    options: dict[str, Any]
+    seed: int | None
+    callback: Callable[[int, Tensor, Tensor, int], None] | None
+
+    def denoised(self, x: Tensor, sigma: float) -> Tensor:
+        """The guided prediction of the clean latent (B, C, h, w) for x at sigma, in the sampler's scale.
+
+        Raises:
+            InterruptProcessingException: the user has cancelled.
+        """
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return self.guider(x, x.new_full((len(x),), sigma), self.options, self.seed)
+
+    def evaluate(self, conds: list[dict[str, Any]], x: Tensor, sigma: float, options: dict[str, Any]) -> Tensor:
+        """The prediction (B, C, h, w) for x with processed conditionings alone, without the guider's wrappers."""
+        timestep = x.new_full((len(x),), sigma)
+        return comfy.samplers.calc_cond_batch(self.guider.inner_model, [conds], x, timestep, options)[0]
+
+    def show(self, number: int, denoised: Tensor, x: Tensor, total: int | None = None) -> None:
+        """Move the progress bar and the preview to a step.
+
+        Args:
+            number: of the step, from 0.
+            denoised, x: (B, C, h, w), what the preview shows, and the latent that it was made of.
+            total: number of steps; one per level after the first if None.
+        """
+        if self.callback is not None:
+            self.callback(number, denoised, x, len(self.sigmas) - 1 if total is None else total)
+
+
+class OwnSampler(comfy.samplers.Sampler, ABC):
+    """A run of ours in a sampler's place, so that the host loads, offloads, previews and cancels.
+
+    A subclass writes `run`, and keeps what it finds on itself.
+    """
+
+    @abstractmethod
+    def run(self, host: HostRun) -> Tensor:
+        """Do the work; returns a latent (B, C, h, w), which the host's `sample` hands back."""
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """The host's Sampler interface."""
+        assert latent_image is not None
+        return self.run(
+            HostRun(model_wrap, sigmas, latent_image, extra_args["model_options"], extra_args["seed"], callback)
+        )
+
+
+def noise_like(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
+    """The noise (B, C, h, w) that the host's samplers make of a seed."""
+    return comfy.sample.prepare_noise(samples, seed, batch_index)
+
+
 def run_sampler(
     guider: comfy.samplers.CFGGuider,
-    sampler: comfy.samplers.Sampler,
+    sampler: OwnSampler,
     start: Tensor,
     sigmas: list[float],
     steps: int | None = None,

@@ -32,3 +32,17 @@ def edits_on(model: Any) -> str:
     if plan is None or not (plan.controls or plan.edits):
         return "none"
     return "edits" if plan.edits else "passive"
+
+
+def check_unedited(model: Any, passive: bool = False, place: str = "the inversion") -> None:
+    """Raise ValueError if a host MODEL carries edits, which would become part of what is measured.
+
+    Args:
+        passive: whether controls that only record may be on it.
+        place: what the model is connected to, for the error.
+    """
+    if edits_on(model) not in ("none", "passive" if passive else "none"):
+        raise ValueError(
+            f"The model connected to {place} already carries edits. Connect the model from before the edit "
+            "nodes (with its LoRAs), and give the inversion to the edit nodes."
+        )

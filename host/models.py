@@ -47,3 +47,8 @@ def check_latent(latent: dict[str, Any], place: str = "Inversion") -> Tensor:
             "--fp32-vae or load another VAE, and encode the image again."
         )
     return samples
+
+
+def latent_of(model: Any, z: Tensor) -> Tensor:
+    """Latents (B, C, h, w) in the network's scale, as a LATENT socket carries them."""
+    return model.get_model_object("latent_format").process_out(z)

@@ -7,26 +7,20 @@ k-th one, is added; the trajectory is then the source branch's own, sampled here
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning
-from ..host.cost import measured
-from ..host.families import family_of
-from ..host.guider import cfg_guider, run_sampler
-from ..host.models import prediction_of
-from .ddim_inversion import check_unedited
+from ..host.cost import Cost, measured
+from .improvement import Found, Improvement
 from .record import Inversion
 from .steps import Predict, alpha_of, ddim_step, to_eps
-from .walk import Walker
-
-log = logging.getLogger(__name__)
+from .walk import evaluations, walk_inversion
 
 
 def pulled(
@@ -50,41 +44,32 @@ def pulled(
     return visited
 
 
-def direct_inversion(
-    model: Any, inversion: Inversion, guided: tuple[float, Conditioning | None], scale: float, every: int
-) -> Inversion:
+@dataclass(frozen=True)
+class DirectInversion(Improvement):
     """An inversion whose trajectory is that of direct inversion's source branch.
 
     The image itself stays what it is, so that backgrounds are still kept as in the photograph.
 
-    Args:
-        guided: guidance scale, and the negative prompt that it needs when it is not 1.
+    Attributes:
         scale, every: see `pulled`; 1 and 1 change nothing and evaluate nothing.
-
-    Raises:
-        ValueError: edits on the model, another model, or guidance without a negative prompt.
     """
-    check_unedited(model)
-    inversion.check_model(family_of(model).name, prediction_of(model))
-    if scale == 1.0 and every == 1:
-        return inversion
-    guidance, negative = guided
-    negative = inversion.null_conditioning or negative
-    if guidance != 1.0 and negative is None:
-        raise ValueError(f"Direct inversion at guidance {guidance:g} needs a negative prompt; connect an empty one.")
-    rows = (len(inversion.sigmas) - 1) * inversion.batch * (1 if guidance == 1.0 else 2)
-    log.info("Direct inversion plans %d UNet evaluations", rows)
 
-    def walk(predict: Predict, z: Tensor) -> list[Tensor]:
-        stored = [latent.to(z) for latent in inversion.latents.flip(0)]
-        return pulled(predict, stored, inversion.schedule, inversion.prediction, scale, every)
+    name: ClassVar[str] = "Direct inversion"
+    scale: float = 1.0
+    every: int = 1
 
-    walker = Walker(walk, inversion.prediction, inversion.null_at)
-    with measured(model) as (counted, cost):
-        start = model.get_model_object("latent_format").process_out(inversion.latents[-1])
-        guider = cfg_guider(counted, inversion.conditioning, negative, guidance)
-        run_sampler(guider, walker, start, inversion.schedule)
-    log.info("Direct inversion: %s", cost.describe())
-    visited = torch.stack([z.float().cpu() for z in reversed(walker.visited[:-1])])
-    method = f"{inversion.method} + direct inversion, scale {scale:g}, every {every}"
-    return replace(inversion, method=method, latents=torch.cat([inversion.latents[:1], visited]))
+    def improve(self, model: Any, inversion: Inversion, negative: Conditioning | None, guidance: float) -> Found:
+        """See `Improvement`."""
+        if self.scale == 1.0 and self.every == 1:
+            return Found(inversion, Cost(inversion.latents.device))
+
+        def walk(predict: Predict, z: Tensor) -> list[Tensor]:
+            stored = [latent.to(z) for latent in inversion.latents.flip(0)]
+            return pulled(predict, stored, inversion.schedule, inversion.prediction, self.scale, self.every)
+
+        rows = evaluations(len(inversion.sigmas) - 1, inversion.batch, guidance)
+        with measured(model, self.name, f"{rows} UNet evaluations") as (counted, cost):
+            visited = walk_inversion(counted, walk, inversion, inversion.schedule, negative, guidance)
+        method = f"{inversion.method} + direct inversion, scale {self.scale:g}, every {self.every}"
+        latents = torch.stack([inversion.latents[0], *reversed(visited[:-1])])
+        return Found(replace(inversion, method=method, latents=latents), cost)

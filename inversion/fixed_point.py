@@ -6,26 +6,20 @@ latent that it starts from. Here each step is repeated at the latent that it has
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning
-from ..host.cost import Cost, measured
-from ..host.families import family_of
-from ..host.guider import cfg_guider, run_sampler
-from ..host.models import prediction_of
-from .ddim_inversion import check_unedited
+from ..host.cost import measured
+from .improvement import Found, Improvement
 from .record import Inversion
 from .steps import Predict, alpha_of, ddim_step, to_eps
-from .walk import Walker
-
-log = logging.getLogger(__name__)
+from .walk import evaluations, walk_inversion
 
 
 @dataclass(frozen=True)
@@ -98,57 +92,40 @@ def refine(
 
 
 @dataclass(frozen=True)
-class Report:
-    """What fixed-point inversion found: its steps, clean to noisy, and what they cost."""
+class FixedPointInversion(Improvement):
+    """Inverts again, so that the sampler at this guidance takes every step back.
 
-    steps: tuple[Refined, ...]
-    cost: Cost
+    The found inversion's errors are the residuals that are left, noisy to clean; its steps are `Refined`, clean to
+    noisy.
 
-
-def fixed_point_inversion(
-    model: Any,
-    inversion: Inversion,
-    guided: tuple[float, Conditioning | None],
-    tolerance: float = 1e-4,
-    iterations: int = 10,
-) -> tuple[Inversion, Report]:
-    """Invert again, so that the sampler at this guidance takes every step back.
-
-    Args:
-        model: host MODEL without edits, as the image was inverted with.
-        guided: guidance scale, and the negative prompt that it needs when it is not 1. The inversion's null text,
-            if it has one, goes ahead of it.
+    Attributes:
         tolerance, iterations: see `invert_step`.
-
-    Returns:
-        the inversion, whose errors are the residuals that are left, noisy to clean; and the report.
-
-    Raises:
-        ValueError: edits on the model, another model, or guidance without a negative prompt.
     """
-    check_unedited(model)
-    inversion.check_model(family_of(model).name, prediction_of(model))
-    guidance, negative = guided
-    negative = inversion.null_conditioning or negative
-    if guidance != 1.0 and negative is None:
-        raise ValueError(f"Fixed points at guidance {guidance:g} need a negative prompt; connect an empty one.")
-    rows = (len(inversion.sigmas) - 1) * inversion.batch * (1 if guidance == 1.0 else 2)
-    log.info("Fixed-point inversion plans %d to %d UNet evaluations", rows * min(2, iterations), rows * iterations)
-    steps: list[Refined] = []
 
-    def walk(predict: Predict, image: Tensor) -> list[Tensor]:
-        steps.extend(refine(predict, image, inversion.sigmas, inversion.prediction, tolerance, iterations))
-        return [image, *(step.z for step in steps)]
+    name: ClassVar[str] = "Fixed-point inversion"
+    tolerance: float = 1e-4
+    iterations: int = 10
 
-    walker = Walker(walk, inversion.prediction, inversion.null_at)
-    with measured(model) as (counted, cost):
-        start = model.get_model_object("latent_format").process_out(inversion.latents[0])
-        guider = cfg_guider(counted, inversion.conditioning, negative, guidance)
-        run_sampler(guider, walker, start, list(inversion.sigmas))
-    log.info("Fixed-point inversion: %s", cost.describe())
-    later = torch.stack([z.float().cpu() for z in walker.visited[1:]])
-    residuals = tuple(min(step.residual) for step in reversed(steps))
-    found = replace(
-        inversion, method="fixed-point inversion", errors=residuals, latents=torch.cat([inversion.latents[:1], later])
-    )
-    return found, Report(tuple(steps), cost)
+    def improve(self, model: Any, inversion: Inversion, negative: Conditioning | None, guidance: float) -> Found:
+        """See `Improvement`."""
+        steps: list[Refined] = []
+
+        def walk(predict: Predict, image: Tensor) -> list[Tensor]:
+            limits = self.tolerance, self.iterations
+            steps.extend(refine(predict, image, inversion.sigmas, inversion.prediction, *limits))
+            return [image, *(step.z for step in steps)]
+
+        rows = evaluations(len(inversion.sigmas) - 1, inversion.batch, guidance)
+        planned = f"{rows * min(2, self.iterations)} to {rows * self.iterations} UNet evaluations"
+        with measured(model, self.name, planned) as (counted, cost):
+            visited = walk_inversion(counted, walk, inversion, inversion.sigmas, negative, guidance)
+        residuals = tuple(min(step.residual) for step in reversed(steps))
+        latents = torch.stack([inversion.latents[0], *visited[1:]])
+        found = replace(inversion, method="fixed-point inversion", errors=residuals, latents=latents)
+        return Found(found, cost, tuple(steps))
+
+    def caption(self, inversion: Inversion, guidance: float) -> tuple[str, str]:
+        """See `Improvement`."""
+        worst = max(inversion.errors)
+        short = "" if worst <= self.tolerance else f" ({self.iterations} iterations were too few)"
+        return "relative residual of each step, noise to image", f"{worst:.2g} at most{short}"

@@ -2,69 +2,47 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import comfy.sample
-import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning
-from ..host.families import family_of
-from ..host.models import check_latent, prediction_of
-from .ddim_inversion import check_unedited, run_walk
-from .record import Inversion
-from .schedule import levels
+from ..host.guider import noise_like
+from ..host.models import latent_of, prediction_of
+from .origin import Origin
 from .steps import Predict, sample
+from .walk import run_walk
 
-log = logging.getLogger(__name__)
 
+@dataclass(frozen=True)
+class GeneratedSource(Origin):
+    """Draws a prompt with DDIM and keeps every latent on the way (Prompt-to-Prompt and FPE Algorithm 1).
 
-def record_source(
-    model: Any,
-    latent: dict[str, Any],
-    positive: Conditioning,
-    negative: Conditioning,
-    guidance: float,
-    seed: int,
-    steps: int,
-    offset: int,
-) -> tuple[Inversion, Tensor]:
-    """Draw a prompt with DDIM and keep every latent on the way (Prompt-to-Prompt and FPE Algorithm 1).
+    Of the latent only size and batch are used; the image is the trajectory's first latent.
 
-    Args:
-        model: host MODEL without edits; what only records attention may be on it.
-        latent: LATENT that gives size and batch; what it shows is not used.
-        positive: the source prompt. negative: the negative prompt, with which guidance above 1 works.
-        guidance: scale of classifier-free guidance.
+    Attributes:
         seed: of the noise, as the host's samplers make it.
-        steps: DDIM steps, 1 to 1000. offset: timestep offset, 0 or 1.
-
-    Returns:
-        the trajectory with the positive prompt as source, and the image as LATENT samples (B, C, h, w).
-
-    Raises:
-        ValueError: edits on the model, an unknown family or prediction, or a broken latent.
     """
-    check_unedited(model, passive=True, place="Source from Prompt")
-    family, kind, samples = family_of(model), prediction_of(model), check_latent(latent)
-    sigmas = levels(model.get_model_object("model_sampling"), steps, offset)
-    rows = len(samples) * (1 if guidance == 1.0 else 2)
-    log.info("Source from Prompt: %d UNet evaluations", (len(sigmas) - 1) * rows)
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    latent_format = model.get_model_object("latent_format")
 
-    def walk(predict: Predict, z: Tensor) -> list[Tensor]:
-        return [v.float().cpu() for v in sample(predict, z, sigmas[::-1], kind)]
+    name: ClassVar[str] = "Source from Prompt"
+    seed: int = 0
 
-    visited = run_walk(model, walk, latent_format.process_out(noise), sigmas[::-1], positive, negative, guidance)
-    inversion = Inversion(
-        latents=torch.stack(visited[::-1]),
-        sigmas=tuple(sigmas),
-        steps=steps,
-        offset=offset,
-        family=family.name,
-        prediction=kind,
-        conditioning=positive,
-    )
-    return inversion, latent_format.process_out(visited[-1])
+    def trajectory(
+        self,
+        model: Any,
+        latent: dict[str, Any],
+        sigmas: list[float],
+        positive: Conditioning,
+        negative: Conditioning | None,
+        guidance: float,
+    ) -> list[Tensor]:
+        """See `Origin`."""
+        kind, schedule = prediction_of(model), sigmas[::-1]
+
+        def walk(predict: Predict, z: Tensor) -> list[Tensor]:
+            return sample(predict, z, schedule, kind)
+
+        start = latent_of(model, noise_like(latent["samples"], self.seed, latent.get("batch_index")))
+        visited = run_walk(model, walk, start, schedule, positive=positive, negative=negative, guidance=guidance)
+        return visited[::-1]

@@ -6,12 +6,15 @@ without any optimisation.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning, source_conditioning
+from ..host.cost import Cost
+from .improvement import Found, Improvement
 from .record import Inversion
 
 
@@ -26,34 +29,45 @@ def slerp(share: float, start: Tensor, end: Tensor) -> Tensor:
     return mixed.view_as(start)
 
 
-def negative_prompt_inversion(inversion: Inversion, negative: Conditioning | None, interpolation: float) -> Inversion:
-    """Give an inversion its source prompt as null text.
+@dataclass(frozen=True)
+class NegativePromptInversion(Improvement):
+    """Gives an inversion its source prompt as null text, at no cost and for any guidance; it needs no model.
 
-    Args:
-        negative: the empty prompt, for an interpolation other than 0.
+    Attributes:
         interpolation: 0 takes the source prompt, 1 the negative prompt, between them a slerp of the two.
 
     Raises:
-        ValueError: an interpolation without a negative prompt, or prompts of different lengths.
+        ValueError: when called, an interpolation without a negative prompt, or prompts of different lengths.
     """
-    states, options = source_conditioning(inversion.conditioning)[0]
-    if interpolation:
-        if negative is None:
-            raise ValueError("An interpolation above 0 goes towards the negative prompt; connect an empty prompt.")
-        other, others = source_conditioning(negative, "negative prompt of negative-prompt inversion")[0]
-        if other.shape[1:] != states.shape[1:]:
-            raise ValueError(
-                f"The source prompt has {states.shape[1]} text tokens, the negative prompt {other.shape[1]}; set "
-                "interpolation to 0, or shorten the longer one."
-            )
-        states = slerp(interpolation, *torch.broadcast_tensors(states.float(), other.float()))
-        pooled = options.get("pooled_output"), others.get("pooled_output")
-        if pooled[0] is not None and pooled[1] is not None:
-            options = {**options, "pooled_output": slerp(interpolation, pooled[0].float(), pooled[1].float())}
-    return replace(
-        inversion,
-        method=f"{inversion.method} + negative prompt",
-        null_states=states.detach().float().cpu()[None],
-        null_options=options,
-        null_guidance=None,
-    )
+
+    name: ClassVar[str] = "Negative-prompt inversion"
+    interpolation: float = 0.0
+
+    def improve(self, model: Any, inversion: Inversion, negative: Conditioning | None, guidance: float) -> Found:
+        """See `Improvement`."""
+        states, options = source_conditioning(inversion.conditioning)[0]
+        if self.interpolation:
+            if negative is None:
+                raise ValueError("An interpolation above 0 goes towards the negative prompt; connect an empty prompt.")
+            other, others = source_conditioning(negative, "negative prompt of negative-prompt inversion")[0]
+            if other.shape[1:] != states.shape[1:]:
+                raise ValueError(
+                    f"The source prompt has {states.shape[1]} text tokens, the negative prompt {other.shape[1]}; set "
+                    "interpolation to 0, or shorten the longer one."
+                )
+            states = self._between(states, other)
+            pooled = options.get("pooled_output"), others.get("pooled_output")
+            if pooled[0] is not None and pooled[1] is not None:
+                options = {**options, "pooled_output": self._between(*pooled)}
+        found = replace(
+            inversion,
+            method=f"{inversion.method} + negative prompt",
+            null_states=states.detach().float().cpu()[None],
+            null_options=options,
+            null_guidance=None,
+        )
+        return Found(found, Cost(found.latents.device))
+
+    def _between(self, source: Tensor, negative: Tensor) -> Tensor:
+        # On the CPU, where null texts are kept: one of the two may come from a file, the other from a text encoder.
+        return slerp(self.interpolation, *torch.broadcast_tensors(source.float().cpu(), negative.float().cpu()))

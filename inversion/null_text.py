@@ -6,72 +6,32 @@ gradients through the UNet, so that a guided step lands on the trajectory's next
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
-import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning, source_conditioning, with_states
 from ..host.cost import Cost, measured
-from ..host.families import family_of
 from ..host.gradients import differentiable, for_gradients, gradient, plain
-from ..host.guider import cfg_guider, run_sampler
-from ..host.models import prediction_of
-from .ddim_inversion import check_unedited
+from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
+from ..host.models import latent_of
+from .improvement import Found, Improvement
 from .reconstruct import relative_errors
 from .record import Inversion
-from .steps import alpha_of, ddim_step, to_eps
+from .steps import Predict, alpha_of, ddim_step, to_eps
 from .walk import raw_prediction
-
-log = logging.getLogger(__name__)
 
 PAPER_STEPS = 50
 """Steps by which the official code counts its learning rate and its early stop."""
+PAPER_GUIDANCE = 7.5
+"""The official code's guidance scale."""
 
-Conditional = Callable[[Tensor, float], Tensor]
-"""(z (B, C, h, w), sigma) to the prompt's noise (B, C, h, w)."""
-Unconditional = Callable[[Tensor, float, Tensor, Tensor], Tensor]
+WithNull = Callable[[Tensor, float, Tensor, Tensor], Tensor]
 """(z (R, C, h, w), sigma, null text (R, L, C), which images (R,)) to the null text's noise (R, C, h, w)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the null text is optimised; the defaults are the official code's.
-
-    Attributes:
-        guidance: scale at which sampling shall land on the trajectory.
-        inner: Adam updates per step at most (N).
-        learning_rate: that of the first step; it falls by half until the 50th.
-        early_stop: e; a step ends after the update whose loss was below e (1 + 2 i).
-        keep_best: take the best text of the inner loop instead of the last; the loss then never rises.
-        warm_start: begin with the source prompt, negative-prompt inversion's solution, instead of the null text.
-        checkpointing: compute blocks again on the way back instead of keeping them in memory.
-    """
-
-    guidance: float = 7.5
-    inner: int = 10
-    learning_rate: float = 1e-2
-    early_stop: float = 1e-5
-    keep_best: bool = False
-    warm_start: bool = False
-    checkpointing: bool = True
-
-    def rate(self, i: float) -> float:
-        """Learning rate of the i-th of 50 steps."""
-        return self.learning_rate * (1 - i / 100)
-
-    def bound(self, i: float) -> float:
-        """Loss under which the i-th of 50 steps ends."""
-        return self.early_stop * (1 + 2 * i)
-
-    def planned(self, steps: int, batch: int) -> tuple[int, int]:
-        """Most evaluations that it can take: (forward, backward)."""
-        return (2 + self.inner) * steps * batch, self.inner * steps * batch
 
 
 @dataclass(frozen=True)
@@ -91,12 +51,13 @@ class Step:
 
 
 def optimise(
-    conditional: Conditional,
-    unconditional: Unconditional,
+    conditional: Predict,
+    unconditional: WithNull,
     trajectory: Sequence[Tensor],
     levels: tuple[Sequence[float], int, str],
     states: Tensor,
-    settings: Settings,
+    settings: NullTextInversion,
+    guidance: float = PAPER_GUIDANCE,
 ) -> Iterator[Step]:
     """Null texts from the noisiest step to the cleanest.
 
@@ -105,7 +66,7 @@ def optimise(
         trajectory: latents (B, C, h, w) in DDPM scale, noisy to clean.
         levels: their sigmas, the number of DDIM steps by the papers' count, and "eps" or "v".
         states: (B, L, C), the text to begin with.
-        settings: see there.
+        settings: the updates' rule. guidance: scale at which sampling shall land on the trajectory.
     """
     sigmas, steps, kind = levels
     z = trajectory[0]
@@ -116,7 +77,7 @@ def optimise(
         def landing(
             eps_u: Tensor, images: Tensor, z: Tensor = z, eps_c: Tensor = eps_c, high: float = high, low: float = low
         ) -> Tensor:
-            eps = eps_u + settings.guidance * (eps_c[images] - eps_u)
+            eps = eps_u + guidance * (eps_c[images] - eps_u)
             return ddim_step(z[images], eps, alpha_of(high), alpha_of(low))
 
         def land(text: Tensor, images: Tensor, z: Tensor = z, high: float = high, landing: Any = landing) -> Tensor:
@@ -129,7 +90,7 @@ def optimise(
 
 
 def _optimise_step(
-    land: Callable[[Tensor, Tensor], Tensor], target: Tensor, states: Tensor, settings: Settings, i: float
+    land: Callable[[Tensor, Tensor], Tensor], target: Tensor, states: Tensor, settings: NullTextInversion, i: float
 ) -> Step:
     """The inner loop of one step; every image stops by itself, as if it were alone."""
     text = states.detach().clone().requires_grad_()
@@ -181,54 +142,51 @@ def _error(landed: Tensor, target: Tensor) -> Tensor:
     return (landed - target).square().flatten(1).mean(1)
 
 
-class _Optimiser(comfy.samplers.Sampler):
-    """A host sampler that optimises the null text along an inversion."""
+@dataclass(eq=False)
+class _Optimiser(OwnSampler):
+    """Optimises the null text along an inversion, from the inverted noise itself.
 
-    def __init__(self, inversion: Inversion, states: Tensor, settings: Settings, cost: Cost) -> None:
-        self.inversion, self.states, self.settings, self.cost = inversion, states, settings, cost
-        self.steps: list[Step] = []
+    Attributes:
+        states: (B, L, C), the text to begin with.
+        cost: where evaluations with a way back are counted.
+        steps: what it has found, on the CPU.
+    """
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        """The host's Sampler interface; the walk starts at the inverted noise itself."""
-        assert latent_image is not None
-        model, kind, schedule = model_wrap.inner_model, self.inversion.prediction, self.inversion.schedule
-        positive, negative = (plain(model_wrap.conds[key]) for key in ("positive", "negative"))
-        with differentiable(model, extra_args["model_options"], self.settings.checkpointing) as options:
+    inversion: Inversion
+    states: Tensor
+    settings: NullTextInversion
+    guidance: float
+    cost: Cost
+    steps: list[Step] = field(default_factory=list)
+
+    def run(self, host: HostRun) -> Tensor:
+        """Find the steps; the latent stays where it is."""
+        inversion, kind = self.inversion, self.inversion.prediction
+        positive, negative = (plain(host.guider.conds[key]) for key in ("positive", "negative"))
+        with differentiable(host.guider.inner_model, host.options, self.settings.checkpointing) as options:
 
             def evaluate(conds: list[dict[str, Any]], z: Tensor, sigma: float) -> Tensor:
-                x = z * (1 + sigma * sigma) ** 0.5
-                denoised = comfy.samplers.calc_cond_batch(model, [conds], x, x.new_full((len(x),), sigma), options)[0]
+                denoised = host.evaluate(conds, z * (1 + sigma * sigma) ** 0.5, sigma, options)
                 return raw_prediction(denoised, z, sigma, kind)
 
             def unconditional(z: Tensor, sigma: float, text: Tensor, images: Tensor) -> Tensor:
-                out = evaluate(with_states(_of_images(negative, images, self.inversion.batch), text), z, sigma)
+                out = evaluate(with_states(_of_images(negative, images, inversion.batch), text), z, sigma)
                 self.cost.backward += len(z) if out.requires_grad else 0
                 return out
 
-            trajectory = [plain(z).to(latent_image.device) for z in self.inversion.latents.flip(0)]
             found = optimise(
                 lambda z, sigma: evaluate(positive, z, sigma),
                 unconditional,
-                trajectory,
-                (schedule, self.inversion.steps, kind),
-                plain(self.states).to(latent_image.device),
+                [plain(z).to(host.start.device) for z in inversion.latents.flip(0)],
+                (inversion.schedule, inversion.steps, kind),
+                plain(self.states).to(host.start.device),
                 self.settings,
+                self.guidance,
             )
             for i, step in enumerate(found):
                 self.steps.append(replace(step, states=step.states.cpu(), z=step.z.cpu()))
-                if callback is not None:
-                    callback(i, step.z, step.z, len(schedule) - 1)
-        return latent_image
+                host.show(i, step.z, step.z)
+        return host.start
 
 
 def _of_images(conds: list[dict[str, Any]], images: Tensor, batch: int) -> list[dict[str, Any]]:
@@ -246,54 +204,75 @@ def _of_images(conds: list[dict[str, Any]], images: Tensor, batch: int) -> list[
 
 
 @dataclass(frozen=True)
-class Report:
-    """What null-text inversion found: its steps, noisy to clean, and what they cost."""
+class NullTextInversion(Improvement):
+    """Adds a null text for every step; the defaults are the official code's.
 
-    steps: tuple[Step, ...]
-    cost: Cost
+    The inversion is one of the caption that the edit starts from, and the negative prompt the text to begin with: the
+    empty one. The found inversion's errors are |z - z*| / |z*| of guided sampling with it, noisy to clean; its steps
+    are `Step`, noisy to clean.
 
-
-def null_text_inversion(
-    model: Any, inversion: Inversion, negative: Conditioning, settings: Settings
-) -> tuple[Inversion, Report]:
-    """Add a null text for every step to an inversion.
-
-    Args:
-        model: host MODEL without edits, as the image was inverted with.
-        inversion: made with the caption that the edit starts from.
-        negative: the text to begin with; the empty prompt.
-
-    Returns:
-        the inversion, whose errors are |z - z*| / |z*| of guided sampling with it, noisy to clean; and the report.
+    Attributes:
+        inner: Adam updates per step at most (N).
+        learning_rate: that of the first step; it falls by half until the 50th.
+        early_stop: e; a step ends after the update whose loss was below e (1 + 2 i).
+        keep_best: take the best text of the inner loop instead of the last; the loss then never rises.
+        warm_start: begin with the source prompt, negative-prompt inversion's solution, instead of the null text.
+        checkpointing: compute blocks again on the way back instead of keeping them in memory.
 
     Raises:
-        ValueError: edits on the model, another model, a negative prompt of several parts, quantised weights.
+        ValueError: when called, a negative prompt of several parts or none, or quantised weights.
     """
-    check_unedited(model)
-    inversion.check_model(family_of(model).name, prediction_of(model))
-    positive = source_conditioning(inversion.conditioning)
-    negative = source_conditioning(negative, "negative prompt of null-text inversion")
-    if settings.warm_start:
-        negative = positive
-    steps, batch = len(inversion.sigmas) - 1, inversion.batch
-    forward, backward = settings.planned(steps, batch)
-    log.info("Null-text inversion plans at most %d UNet evaluations and %d backward", forward, backward)
-    states = negative[0][0].detach().float()
-    if states.shape[0] not in (1, batch):
-        raise ValueError(f"The negative prompt holds {states.shape[0]} texts, but {batch} image(s) were inverted.")
-    start = model.get_model_object("latent_format").process_out(inversion.latents[-1])
-    with measured(for_gradients(model, settings.checkpointing)) as (counted, cost):
-        optimiser = _Optimiser(inversion, states.expand(batch, -1, -1), settings, cost)
-        guider = cfg_guider(counted, positive, negative, settings.guidance)
-        run_sampler(guider, optimiser, start, inversion.schedule)
-    log.info("Null-text inversion: %s", cost.describe())
-    visited = [inversion.latents[-1], *(step.z for step in optimiser.steps)]
-    found = replace(
-        inversion,
-        method=f"{inversion.method} + null text",
-        errors=relative_errors(visited, inversion),
-        null_states=torch.stack([step.states.float() for step in reversed(optimiser.steps)]),
-        null_options=negative[0][1],
-        null_guidance=settings.guidance,
-    )
-    return found, Report(tuple(optimiser.steps), cost)
+
+    name: ClassVar[str] = "Null-text inversion"
+    inner: int = 10
+    learning_rate: float = 1e-2
+    early_stop: float = 1e-5
+    keep_best: bool = False
+    warm_start: bool = False
+    checkpointing: bool = True
+
+    def rate(self, i: float) -> float:
+        """Learning rate of the i-th of 50 steps."""
+        return self.learning_rate * (1 - i / 100)
+
+    def bound(self, i: float) -> float:
+        """Loss under which the i-th of 50 steps ends."""
+        return self.early_stop * (1 + 2 * i)
+
+    def planned(self, steps: int, batch: int) -> tuple[int, int]:
+        """Most evaluations that it can take: (forward, backward)."""
+        return (2 + self.inner) * steps * batch, self.inner * steps * batch
+
+    def improve(self, model: Any, inversion: Inversion, negative: Conditioning | None, guidance: float) -> Found:
+        """See `Improvement`."""
+        positive = source_conditioning(inversion.conditioning)
+        start_text = positive if self.warm_start else self._text(negative)
+        states = start_text[0][0].detach().float()
+        if states.shape[0] not in (1, inversion.batch):
+            raise ValueError(
+                f"The negative prompt holds {states.shape[0]} texts, but {inversion.batch} image(s) were inverted."
+            )
+        states = states.expand(inversion.batch, -1, -1)
+        most = "at most {} UNet evaluations and {} backward".format(
+            *self.planned(len(inversion.sigmas) - 1, len(states))
+        )
+        with measured(for_gradients(model, self.checkpointing), self.name, most) as (counted, cost):
+            optimiser = _Optimiser(inversion, states, self, guidance, cost)
+            guider = cfg_guider(counted, positive, start_text, guidance)
+            run_sampler(guider, optimiser, latent_of(model, inversion.latents[-1]), inversion.schedule)
+        steps = tuple(optimiser.steps)
+        found = replace(
+            inversion,
+            method=f"{inversion.method} + null text",
+            errors=relative_errors([inversion.latents[-1], *(step.z for step in steps)], inversion),
+            null_states=torch.stack([step.states.float() for step in reversed(steps)]),
+            null_options=start_text[0][1],
+            null_guidance=guidance,
+        )
+        return Found(found, cost, steps)
+
+    @staticmethod
+    def _text(negative: Conditioning | None) -> Conditioning:
+        if negative is None:
+            raise ValueError("Null-text inversion begins with the negative prompt; connect an empty prompt.")
+        return source_conditioning(negative, "negative prompt of null-text inversion")

@@ -10,11 +10,10 @@ from torch import Tensor
 from ..host.conditioning import Conditioning
 from ..host.cost import Cost, measured
 from ..host.families import family_of
-from ..host.guider import cfg_guider, run_sampler
-from ..host.models import prediction_of
+from ..host.models import latent_of, prediction_of
 from .record import Inversion
 from .steps import Predict, sample
-from .walk import Walker
+from .walk import walk_inversion
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,11 @@ def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Con
         ValueError: another model family, or guidance other than 1 without a negative prompt.
     """
     inversion.check_model(family_of(model).name, prediction_of(model))
-    negative = inversion.null_conditioning or negative
-    if guidance != 1.0 and negative is None:
-        raise ValueError(f"Reconstruction at guidance {guidance:g} needs a negative prompt; connect an empty one.")
-    kind, sigmas = inversion.prediction, inversion.schedule
+    sigmas = inversion.schedule
 
     def walk(predict: Predict, z: Tensor) -> list[Tensor]:
-        return [v.float().cpu() for v in sample(predict, z, sigmas, kind)]
+        return sample(predict, z, sigmas, inversion.prediction)
 
-    latent_format = model.get_model_object("latent_format")
-    walker = Walker(walk, kind, inversion.null_at)
     with measured(model) as (counted, cost):
-        start = latent_format.process_out(inversion.latents[-1])
-        run_sampler(cfg_guider(counted, inversion.conditioning, negative, guidance), walker, start, sigmas)
-    latent = latent_format.process_out(walker.visited[-1])
-    return Reconstruction(latent, relative_errors(walker.visited, inversion), cost)
+        visited = walk_inversion(counted, walk, inversion, sigmas, negative, guidance)
+    return Reconstruction(latent_of(model, visited[-1]), relative_errors(visited, inversion), cost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from ..host.conditioning import Conditioning
 from ..host.cost import Cost
+from ..host.models import latent_of
 from .cache import cached
-from .ddim_inversion import ddim_inversion
-from .fixed_point import fixed_point_inversion
-from .null_text import Settings, null_text_inversion
+from .improvement import Found, Improvement
+from .origin import Origin
 from .plot import line_plot
 from .reconstruct import reconstruct
 from .record import Inversion
@@ -34,9 +35,8 @@ def check(
         the reconstruction (B, H, W, 3), the plot (1, h, w, 3), both in 0..1, and a report.
     """
     result = reconstruct(model, inversion, guidance, negative)
-    latent_format = model.get_model_object("latent_format")
     image = vae.decode(result.latent)
-    reference = vae.decode(latent_format.process_out(inversion.latents[0]))
+    reference = vae.decode(latent_of(model, inversion.latents[0]))
     value = psnr(image, reference)
     text = (
         f"{inversion.describe()}\n"
@@ -48,71 +48,42 @@ def check(
     return image, plot, text
 
 
-def null_text(
-    model: Any, inversion: Inversion, negative: Conditioning, settings: Settings, on_disk: bool
-) -> tuple[Inversion, Tensor, str]:
-    """Null-text inversion, the plot of its errors (1, h, w, 3) and a report.
+def begun(origin: Origin, model: Any, latent: dict[str, Any], positive: Conditioning, on_disk: bool) -> Inversion:
+    """An origin's inversion at guidance 1.
 
     Args:
         on_disk: look for it, and keep it, in the cache on disk.
     """
-    reports: list[Cost] = []
-
-    def make() -> Inversion:
-        found, report = null_text_inversion(model, inversion, negative, settings)
-        reports.append(report.cost)
-        return found
-
-    found = _made(make, on_disk, model, "null text", inversion, negative, settings)
-    title = f"relative latent error of sampling at guidance {settings.guidance:g}, noise to image"
-    return found, line_plot(found.errors, title, f"{found.errors[-1]:.4f} at the end"), _told(found, reports)
+    return _made(partial(origin, model, latent, positive), on_disk, model, origin, latent["samples"], positive)[0]
 
 
-def fixed_point(
+def improved(
+    improvement: Improvement,
     model: Any,
     inversion: Inversion,
-    guided: tuple[float, Conditioning | None],
-    limits: tuple[float, int],
+    negative: Conditioning | None,
+    guidance: float,
     on_disk: bool,
 ) -> tuple[Inversion, Tensor, str]:
-    """Fixed-point inversion, the plot of what is left at every step (1, h, w, 3) and a report.
+    """An improvement's inversion, the plot of its errors (1, h, w, 3) in 0..1 and a report.
 
     Args:
-        guided: guidance scale and negative prompt. limits: tolerance and most iterations.
         on_disk: look for it, and keep it, in the cache on disk.
     """
-    reports: list[Cost] = []
-
-    def make() -> Inversion:
-        found, report = fixed_point_inversion(model, inversion, guided, *limits)
-        reports.append(report.cost)
-        return found
-
-    found = _made(make, on_disk, model, "fixed point", inversion, guided, limits)
-    worst, (tolerance, iterations) = max(found.errors), limits
-    note = f"{worst:.2g} at most" + ("" if worst <= tolerance else f" ({iterations} iterations were too few)")
-    return found, line_plot(found.errors, "relative residual of each step, noise to image", note), _told(found, reports)
+    given = inversion, negative, guidance
+    found, cost = _made(partial(improvement, model, *given), on_disk, model, improvement, *given)
+    took = "It was read from the cache on disk." if cost is None else f"It took {cost.describe()}."
+    return found, line_plot(found.errors, *improvement.caption(found, guidance)), f"{found.describe()}\n{took}"
 
 
-def ddim(
-    model: Any, latent: dict[str, Any], conditioning: Conditioning, schedule: tuple[int, int], on_disk: bool
-) -> Inversion:
-    """DDIM inversion with (steps, offset), from the cache on disk if wanted."""
-    return _made(
-        lambda: ddim_inversion(model, latent, conditioning, *schedule),
-        on_disk,
-        model,
-        "ddim",
-        latent["samples"],
-        conditioning,
-        schedule,
-    )
+def _made(make: Callable[[], Found], on_disk: bool, model: Any, *values: Any) -> tuple[Inversion, Cost | None]:
+    """An inversion and what it took; None if it comes from disk, where model and values name it."""
+    costs: list[Cost] = []
 
+    def keep() -> Inversion:
+        found = make()
+        costs.append(found.cost)
+        return found.inversion
 
-def _made(make: Callable[[], Inversion], on_disk: bool, model: Any, *values: Any) -> Inversion:
-    return cached(make, model, *values)[0] if on_disk else make()
-
-
-def _told(found: Inversion, costs: list[Cost]) -> str:
-    took = f"It took {costs[0].describe()}." if costs else "It was read from the cache on disk."
-    return f"{found.describe()}\n{took}"
+    inversion = cached(keep, model, *values)[0] if on_disk else keep()
+    return inversion, costs[0] if costs else None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import comfy.model_management
-import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
-from ..host.conditioning import with_states
+from ..host.conditioning import Conditioning, with_states
+from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
+from ..host.models import latent_of, prediction_of
+from .record import Inversion
 from .steps import Predict
 
 Walk = Callable[[Predict, Tensor], list[Tensor]]
@@ -30,8 +30,8 @@ def raw_prediction(denoised: Tensor, z: Tensor, sigma: float, kind: str) -> Tens
     return (z * scale - denoised) / sigma
 
 
-class Walker(comfy.samplers.Sampler):
-    """A host sampler that hands the raw network to a walk and keeps what it visits.
+class Walker(OwnSampler):
+    """Hands the raw network to a walk and keeps what it visits, float32 on the CPU.
 
     Args:
         walk: what to do.
@@ -43,37 +43,93 @@ class Walker(comfy.samplers.Sampler):
         self.walk, self.kind, self.null = walk, kind, null
         self.visited: list[Tensor] = []
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        """Run the walk from the latent image; the host's Sampler interface."""
-        total = len(sigmas) - 1
-        levels = [float(sigma) for sigma in sigmas]
-        negative = model_wrap.conds.get("negative")
+    def run(self, host: HostRun) -> Tensor:
+        """Walk from the start."""
+        conds, levels = host.guider.conds, host.sigmas.tolist()
+        negative = conds.get("negative")
 
         def predict(z: Tensor, sigma: float) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
             states = self.null(sigma) if self.null else None
             if states is not None:
                 beside = negative[0]["model_conds"]["c_crossattn"].cond  # on whose device the host batches the two
-                model_wrap.conds["negative"] = with_states(negative, states.to(beside))
+                conds["negative"] = with_states(negative, states.to(beside))
             x = z * (1 + sigma * sigma) ** 0.5
-            denoised = model_wrap(x, x.new_full((len(x),), sigma), extra_args["model_options"], extra_args["seed"])
-            if callback is not None:
-                # Several evaluations of one step move the bar once; an inversion's first level has none.
-                nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
-                callback(min(nearest, total - 1) if levels[0] > levels[-1] else nearest - 1, denoised, x, total)
+            denoised = host.denoised(x, sigma)
+            host.show(_step_at(sigma, levels), denoised, x)
             return raw_prediction(denoised, z, sigma, self.kind)
 
-        assert latent_image is not None
         with torch.no_grad():
-            self.visited = self.walk(predict, latent_image)
-        return self.visited[-1]
+            visited = self.walk(predict, host.start)
+        self.visited = [z.float().cpu() for z in visited]
+        return visited[-1]
+
+
+def _step_at(sigma: float, levels: list[float]) -> int:
+    """The step that an evaluation belongs to: several of one step move the bar once, an inversion's first has none."""
+    nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
+    return min(nearest, len(levels) - 2) if levels[0] > levels[-1] else nearest - 1
+
+
+def evaluations(steps: int, batch: int, guidance: float) -> int:
+    """UNet evaluations of one call per step: twice as many latents where guidance needs the negative prompt."""
+    return steps * batch * (1 if guidance == 1.0 else 2)
+
+
+def run_walk(
+    model: Any,
+    walk: Walk,
+    start: Tensor,
+    sigmas: Sequence[float],
+    *,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    guidance: float,
+    null: Callable[[float], Tensor | None] | None = None,
+) -> list[Tensor]:
+    """Walk with a host MODEL.
+
+    Args:
+        start: (B, C, h, w) as a LATENT socket carries it.
+        sigmas: the levels, in the order of the walk.
+        null: see `Walker`.
+
+    Returns:
+        the latents visited (B, C, h, w), float32 on the CPU.
+
+    Raises:
+        ValueError: guidance without a negative prompt.
+    """
+    if guidance != 1.0 and negative is None:
+        raise ValueError(
+            f"Guidance {guidance:g} needs a negative prompt, and none is connected. Connect an empty prompt, or set "
+            "guidance to 1."
+        )
+    walker = Walker(walk, prediction_of(model), null)
+    run_sampler(cfg_guider(model, positive, negative, guidance), walker, start, list(sigmas))
+    return walker.visited
+
+
+def walk_inversion(
+    model: Any,
+    walk: Walk,
+    inversion: Inversion,
+    sigmas: Sequence[float],
+    negative: Conditioning | None,
+    guidance: float,
+) -> list[Tensor]:
+    """Walk with an inversion's source prompt from its stored latent at sigmas[0].
+
+    The inversion's null text, if it has one, stands in the negative prompt's place. Arguments, returned values and
+    errors otherwise as `run_walk` has them.
+    """
+    first = inversion.latents[0 if sigmas[0] == inversion.sigmas[0] else -1]
+    return run_walk(
+        model,
+        walk,
+        latent_of(model, first),
+        sigmas,
+        positive=inversion.conditioning,
+        negative=inversion.null_conditioning or negative,
+        guidance=guidance,
+        null=inversion.null_at,
+    )

@@ -7,7 +7,8 @@ from typing import Any
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..inversion.generated import record_source
+from ..host.models import latent_of
+from ..inversion.generated import GeneratedSource
 from ..inversion.schedule import OFFSETS
 from .inputs import guidance_input
 from .sockets import CATEGORY, InversionSocket
@@ -66,7 +67,9 @@ class RecordSourceNode(io.ComfyNode):
         seed: int,
         schedule: str,
     ) -> io.NodeOutput:
-        inversion, image = record_source(model, latent, positive, negative, guidance, seed, steps, OFFSETS[schedule])
+        source = GeneratedSource(steps, OFFSETS[schedule], seed)
+        inversion = source(model, latent, positive, negative, guidance).inversion
+        image = latent_of(model, inversion.latents[0])
         return io.NodeOutput(inversion, {"samples": image.to(comfy.model_management.intermediate_device())})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..inversion import report, store
+from ..inversion.ddim_inversion import DDIMInversion
 from ..inversion.schedule import OFFSETS
 from .inputs import disk_cache_input, guidance_input, inversion_input
 from .sockets import CATEGORY, InversionSocket
@@ -72,7 +73,8 @@ class InvertNode(io.ComfyNode):
         schedule: str,
         disk_cache: bool = False,
     ) -> io.NodeOutput:
-        return io.NodeOutput(report.ddim(model, latent, source, (steps, OFFSETS[schedule]), disk_cache))
+        ddim = DDIMInversion(steps, OFFSETS[schedule])
+        return io.NodeOutput(report.begun(ddim, model, latent, source, disk_cache))
 
 
 class ReconstructNode(io.ComfyNode):

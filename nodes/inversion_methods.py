@@ -7,9 +7,11 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..inversion import report
-from ..inversion.direct import direct_inversion
-from ..inversion.negative_prompt import negative_prompt_inversion
-from ..inversion.null_text import Settings
+from ..inversion.direct import DirectInversion
+from ..inversion.fixed_point import FixedPointInversion
+from ..inversion.improvement import Improvement
+from ..inversion.negative_prompt import NegativePromptInversion
+from ..inversion.null_text import NullTextInversion
 from .inputs import disk_cache_input, guidance_input, inversion_input
 from .sockets import CATEGORY, InversionSocket
 
@@ -23,6 +25,12 @@ def _outputs(plot: str) -> list[io.Output]:
         io.Image.Output(display_name="error plot", tooltip=plot),
         io.String.Output(display_name="report", tooltip="UNet evaluations, seconds and memory."),
     ]
+
+
+def _improved(node: type[io.ComfyNode], improvement: Improvement, *given: Any) -> io.NodeOutput:
+    """What a node gives out and shows of an improvement; `given` as `report.improved` takes it."""
+    found, plot, text = report.improved(improvement, *given)
+    return io.NodeOutput(found, plot, text, ui=ui.PreviewImage(plot, cls=node))
 
 
 class NullTextNode(io.ComfyNode):
@@ -111,11 +119,9 @@ class NullTextNode(io.ComfyNode):
         disk_cache: bool = False,
     ) -> io.NodeOutput:
         warm = start_from == START[1]
-        settings = Settings(
-            guidance, inner_steps, learning_rate, early_stop * Settings.early_stop, keep_best, warm, save_memory
-        )
-        found, plot, text = report.null_text(model, inversion, negative, settings, disk_cache)
-        return io.NodeOutput(found, plot, text, ui=ui.PreviewImage(plot, cls=cls))
+        bound = early_stop * NullTextInversion.early_stop
+        improvement = NullTextInversion(inner_steps, learning_rate, bound, keep_best, warm, save_memory)
+        return _improved(cls, improvement, model, inversion, negative, guidance, disk_cache)
 
 
 class NegativePromptNode(io.ComfyNode):
@@ -151,7 +157,8 @@ class NegativePromptNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion: Any, interpolation: float, negative: list[Any] | None = None) -> io.NodeOutput:
-        return io.NodeOutput(negative_prompt_inversion(inversion, negative, interpolation))
+        found = NegativePromptInversion(interpolation)(None, inversion, negative, 1.0)
+        return io.NodeOutput(found.inversion)
 
 
 class FixedPointNode(io.ComfyNode):
@@ -211,9 +218,8 @@ class FixedPointNode(io.ComfyNode):
         negative: list[Any] | None = None,
         disk_cache: bool = False,
     ) -> io.NodeOutput:
-        limits = (tolerance, iterations)
-        found, plot, text = report.fixed_point(model, inversion, (guidance, negative), limits, disk_cache)
-        return io.NodeOutput(found, plot, text, ui=ui.PreviewImage(plot, cls=cls))
+        improvement = FixedPointInversion(tolerance, iterations)
+        return _improved(cls, improvement, model, inversion, negative, guidance, disk_cache)
 
 
 class DirectNode(io.ComfyNode):
@@ -259,7 +265,7 @@ class DirectNode(io.ComfyNode):
         guidance: float,
         negative: list[Any] | None = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(direct_inversion(model, inversion, (guidance, negative), scale, every))
+        return io.NodeOutput(DirectInversion(scale, every)(model, inversion, negative, guidance).inversion)
 
 
 NODES = [NullTextNode, NegativePromptNode, FixedPointNode, DirectNode]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...host.conditioning import Conditioning
+from ...host.cost import measured
 from ...host.families import family_of
-from ...host.guider import run_sampler
+from ...host.guider import DifferenceGuider, HostRun, OwnSampler, noise_like, run_sampler
+from ...host.marks import check_unedited
 from ...host.models import CELL, check_latent
-from ...inversion.ddim_inversion import check_unedited
 
-log = logging.getLogger(__name__)
+SEEDS = 2**64
+"""Number of seeds that the host knows; the one after the last is 0."""
 
 
 @dataclass(frozen=True)
@@ -36,54 +34,23 @@ class DiffMask:
     mask: Tensor
 
 
-class _Difference(comfy.samplers.CFGGuider):
-    """A host guider whose prediction is one prompt's minus the other's; the host batches the two."""
+class _Noises(OwnSampler):
+    """Asks for the difference under several noises, and moves nothing."""
 
-    def set_prompts(self, target: Conditioning, reference: Conditioning) -> None:
-        """The two conditionings."""
-        self.inner_set_conds({"positive": target, "negative": reference})
-
-    def predict_noise(
-        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
-    ) -> Tensor:
-        """Difference (B, C, h, w) of the predicted clean latents, that of the noise up to a factor."""
-        conds = [self.conds["positive"], self.conds["negative"]]
-        target, reference = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})
-        return target - reference
-
-
-class _Noises(comfy.samplers.Sampler):
-    """A host sampler that asks for the difference under several noises, and moves nothing."""
-
-    def __init__(self, noises: Callable[[int], Any], count: int) -> None:
+    def __init__(self, noises: Callable[[int], Tensor], count: int) -> None:
         self.noises, self.count = noises, count
         self.mean = torch.empty(0)
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Callable[..., None] | None,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        """Mean (B, h, w) of the absolute difference over noises and channels; the host's Sampler interface."""
-        assert latent_image is not None
-        sampling = model_wrap.inner_model.model_sampling
-        total = latent_image.new_zeros(latent_image[:, 0].shape)
+    def run(self, host: HostRun) -> Tensor:
+        """Find the mean (B, h, w) of the absolute difference over noises and channels."""
+        sampling = host.guider.inner_model.model_sampling
+        total = host.start.new_zeros(host.start[:, 0].shape)
         for number in range(self.count):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            x = sampling.noise_scaling(sigmas[0], self.noises(number).to(latent_image), latent_image)
-            sigma = sigmas[:1].to(x).expand(len(x))
-            difference = model_wrap(x, sigma, extra_args["model_options"], extra_args["seed"])
-            total += difference.abs().mean(1)
-            if callback is not None:
-                callback(number, latent_image, x, self.count)
+            x = sampling.noise_scaling(host.sigmas[0], self.noises(number).to(host.start), host.start)
+            total += host.denoised(x, float(host.sigmas[0])).abs().mean(1)
+            host.show(number, host.start, x, self.count)
         self.mean = total / self.count
-        return latent_image
+        return host.start
 
 
 def diff_mask(  # noqa: PLR0913
@@ -118,12 +85,12 @@ def diff_mask(  # noqa: PLR0913
     samples = check_latent(latent, "Difference Mask")
     if not 0 < strength < 1:
         raise ValueError(f"Difference Mask's strength must be above 0 and below 1, not {strength:g}.")
-    log.info("Difference Mask plans %d UNet evaluations", 2 * maps * len(samples))
     sigma = model.get_model_object("model_sampling").percent_to_sigma(1 - strength)
-    noises = _Noises(lambda number: comfy.sample.prepare_noise(samples, seed + number), maps)
-    guider = _Difference(model)
-    guider.set_prompts(target, reference)
-    run_sampler(guider, noises, samples, [sigma, 0.0], steps=maps, seed=seed)
+    noises = _Noises(lambda number: noise_like(samples, (seed + number) % SEEDS), maps)
+    with measured(model, "Difference Mask", f"{2 * maps * len(samples)} UNet evaluations") as (counted, _):
+        guider = DifferenceGuider(counted)
+        guider.set_conds(target, reference)
+        run_sampler(guider, noises, samples, [sigma, 0.0], steps=maps, seed=seed)
     heat = heat_of(noises.mean.float().cpu(), clamp)
     size = (samples.shape[-2] * CELL, samples.shape[-1] * CELL)
     heat = F.interpolate(heat[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -85,10 +85,9 @@ def run_case(name: str, model: Any, latent: Any, steps: int) -> int:
     import torch
     from machine.pack import pack_module
 
-    ddim, null = pack_module("inversion.ddim_inversion").ddim_inversion, pack_module("inversion.null_text")
     positive, negative = conditioning(1), conditioning(2)
     if name == "DDIM inversion":
-        ddim(model, {"samples": latent}, positive, steps + 1, 0)
+        pack_module("inversion.ddim_inversion").DDIMInversion(steps + 1)(model, {"samples": latent}, positive)
         return 0
     inversion = stored(latent, positive, steps)
     if name == PLAIN:
@@ -97,15 +96,21 @@ def run_case(name: str, model: Any, latent: Any, steps: int) -> int:
         comfy.sample.sample_custom(
             model, noise, 7.5, sampler, sigmas, positive, negative, latent, disable_pbar=True, seed=0
         )
-    elif name.startswith("fixed point"):
-        fixed = pack_module("inversion.fixed_point").fixed_point_inversion
-        fixed(model, inversion, (1.0, None), tolerance=0.0, iterations=5)
-    elif name.startswith("direct"):
-        pack_module("inversion.direct").direct_inversion(model, inversion, (7.5, negative), 0.5, 1)
-    else:
-        settings = null.Settings(inner=1, early_stop=0.0, checkpointing=name.endswith("saving memory"))
-        return null.null_text_inversion(model, inversion, negative, settings)[1].cost.backward
-    return 0
+        return 0
+    improvement, guidance = improvement_of(name)
+    return improvement(model, inversion, negative, guidance).cost.backward
+
+
+def improvement_of(name: str) -> tuple[Any, float]:
+    """The improvement of one of CASES, and the guidance that it is made for."""
+    from machine.pack import pack_module
+
+    if name.startswith("fixed point"):
+        return pack_module("inversion.fixed_point").FixedPointInversion(tolerance=0.0, iterations=5), 1.0
+    if name.startswith("direct"):
+        return pack_module("inversion.direct").DirectInversion(0.5), 7.5
+    null_text = pack_module("inversion.null_text").NullTextInversion
+    return null_text(inner=1, early_stop=0.0, checkpointing=name.endswith("saving memory")), 7.5
 
 
 def stored(latent: Any, source: Any, steps: int) -> Any:

@@ -28,7 +28,7 @@ p2p_control = pack_module("attention.methods.p2p").P2P
 local_blend_control = pack_module("attention.methods.local_blend").LocalBlend
 embctrl = pack_module("attention.methods.embctrl").embctrl
 read_prompt = pack_module("attention.words.prompt").read_prompt
-ddim_inversion = pack_module("inversion.ddim_inversion").ddim_inversion
+DDIMInversion = pack_module("inversion.ddim_inversion").DDIMInversion
 
 SHAPES_AND_COLOURS = ("recolour", "replace", "background")
 SHAPES = ("replace", "retain")
@@ -56,7 +56,7 @@ def _sample(setup: Setup, model: Any, inversion: Any, positive: Any) -> Tensor:
 
 def _invert(setup: Setup, task: Task, prompts: Sequence[str]) -> Any:
     latents = {"samples": setup.encode(task.source)}
-    return ddim_inversion(setup.model, latents, setup.text(list(prompts)), setup.steps, 0)
+    return DDIMInversion(setup.steps)(setup.model, latents, setup.text(list(prompts))).inversion
 
 
 def inject(setup: Setup, task: Task, control: Any) -> Tensor:

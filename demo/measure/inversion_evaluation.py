@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from scenes import metrics, tasks
 from torch import Tensor
 from tqdm import tqdm
 
-ddim = pack_module("inversion.ddim_inversion")
 cost_of = pack_module("host.cost").measured
-null_text = pack_module("inversion.null_text")
-fixed_point = pack_module("inversion.fixed_point")
-negative_prompt = pack_module("inversion.negative_prompt")
+reconstruct = pack_module("inversion.reconstruct").reconstruct
+DDIMInversion = pack_module("inversion.ddim_inversion").DDIMInversion
+FixedPointInversion = pack_module("inversion.fixed_point").FixedPointInversion
+NegativePromptInversion = pack_module("inversion.negative_prompt").NegativePromptInversion
+NullTextInversion = pack_module("inversion.null_text").NullTextInversion
 
 GUIDANCES = (1.0, 3.0, 7.5)
 ROUND_TRIP = "autoencoder alone"
@@ -45,39 +46,27 @@ class Reconstructed:
 
 @dataclass(frozen=True)
 class Maker:
-    """One way to invert: what it makes of DDIM's inversion, and whether it depends on the guidance."""
+    """One way to invert: what improves DDIM's inversion, one after the other, and for which guidance.
 
-    make: Callable[[Setup, Any, float], tuple[Any, int]]
+    Attributes:
+        improvements: made as the pack's `Improvement`s are.
+        guided: made anew for each guidance that is measured; otherwise once, at guidance 1.
+    """
+
+    improvements: tuple[Any, ...] = ()
     guided: bool = False
 
 
-def _null_text(settings: dict[str, Any]) -> Callable[[Setup, Any, float], tuple[Any, int]]:
-    def make(setup: Setup, inversion: Any, guidance: float) -> tuple[Any, int]:
-        chosen = null_text.Settings(guidance=guidance, checkpointing=False, **settings)
-        found, told = null_text.null_text_inversion(setup.model, inversion, setup.text([""]), chosen)
-        return found, told.cost.backward
-
-    return make
-
-
-def _fixed(setup: Setup, inversion: Any, guidance: float) -> tuple[Any, int]:
-    return fixed_point.fixed_point_inversion(setup.model, inversion, (guidance, setup.text([""])))[0], 0
-
-
-def _negative(inversion: Any) -> Any:
-    return negative_prompt.negative_prompt_inversion(inversion, None, 0.0)
-
-
 MAKERS = {
-    "DDIM": Maker(lambda setup, inversion, guidance: (inversion, 0)),
-    "fixed point": Maker(lambda setup, inversion, guidance: _fixed(setup, inversion, 1.0)),
-    "fixed point, guided": Maker(_fixed, guided=True),
-    "negative prompt": Maker(lambda setup, inversion, guidance: (_negative(inversion), 0)),
-    "fixed point + negative prompt": Maker(
-        lambda setup, inversion, guidance: (_negative(_fixed(setup, inversion, 1.0)[0]), 0)
+    "DDIM": Maker(),
+    "fixed point": Maker((FixedPointInversion(),)),
+    "fixed point, guided": Maker((FixedPointInversion(),), guided=True),
+    "negative prompt": Maker((NegativePromptInversion(),)),
+    "fixed point + negative prompt": Maker((FixedPointInversion(), NegativePromptInversion())),
+    "null text": Maker((NullTextInversion(checkpointing=False),), guided=True),
+    "null text, source start": Maker(
+        (NullTextInversion(warm_start=True, keep_best=True, checkpointing=False),), guided=True
     ),
-    "null text": Maker(_null_text({}), guided=True),
-    "null text, source start": Maker(_null_text({"warm_start": True, "keep_best": True}), guided=True),
 }
 """By the name in the table. Direct inversion needs no row: edits read the trajectory, whose end is the image itself."""
 
@@ -85,10 +74,12 @@ MAKERS = {
 def _made(setup: Setup, maker: Maker, image: tuple[Tensor, list[str]], guidance: float) -> tuple[Any, Any, int]:
     """An inversion of latents and captions, what it cost and its backward evaluations; DDIM's own part included."""
     latents, captions = image
+    backward = 0
     with cost_of(setup.model) as (counted, cost):
-        here = replace(setup, model=counted)
-        plain = ddim.ddim_inversion(counted, {"samples": latents}, setup.text(captions), setup.steps, 0)
-        found, backward = maker.make(here, plain, guidance)
+        found = DDIMInversion(setup.steps)(counted, {"samples": latents}, setup.text(captions)).inversion
+        for improvement in maker.improvements:
+            better = improvement(counted, found, setup.text([""]), guidance if maker.guided else 1.0)
+            found, backward = better.inversion, backward + better.cost.backward
     return found, cost, backward
 
 
@@ -106,7 +97,7 @@ def measure(setup: Setup, name: str, task: tasks.Task, batch: int) -> Iterator[t
             if maker.guided or number >= len(known):
                 known[number:] = [_made(setup, maker, (latents, part.source_captions), guidance)]
             found, cost, backward = known[number]
-            again = ddim.reconstruct(setup.model, found, guidance, setup.text([""]))
+            again = reconstruct(setup.model, found, guidance, setup.text([""]))
             images.append(setup.decode(again.latent))
             errors.append(again.errors[-1] * len(part))
             costs.append((cost.forward, backward, cost.seconds))

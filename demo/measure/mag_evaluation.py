@@ -36,7 +36,7 @@ curve = pack_module("attention.methods.mag.curve")
 families = pack_module("host.families")
 work = pack_module("host.work").work
 read_prompt = pack_module("attention.words.prompt").read_prompt
-ddim_inversion = pack_module("inversion.ddim_inversion").ddim_inversion
+DDIMInversion = pack_module("inversion.ddim_inversion").DDIMInversion
 
 DETAIL = 2
 """Maps of 8 x 8 for the demo model's latents of 16 x 16: coarser ones hardly tell its objects apart."""
@@ -87,7 +87,7 @@ def edit(setup: Setup, task: Local, index: int, recipe: Recipe, curves: list[Any
     """One scene edited: (1, 3, S, S) in 0..1. Prompts differ from scene to scene, so there is no batch."""
     latents = setup.encode(task.source[index : index + 1])
     before, after = task.before[index], task.full_prompts[index]
-    inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([before]), setup.steps, 0)
+    inversion = DDIMInversion(setup.steps)(setup.model, {"samples": latents}, setup.text([before])).inversion
     source, target = read_prompt(setup.clip, before), read_prompt(setup.clip, after)
     words = [world.COLOURS[int(colour)] for colour in task.colours[index]]
     weights = [(word, recipe.factor) for word in words] if recipe.factor != 1 else ()

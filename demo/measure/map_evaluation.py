@@ -26,7 +26,7 @@ map_masks = pack_module("attention.maps.heat")
 record_maps = pack_module("attention.maps.recorder")
 read_prompt = pack_module("attention.words.prompt").read_prompt
 family_of = pack_module("host.families").family_of
-ddim_inversion = pack_module("inversion.ddim_inversion").ddim_inversion
+DDIMInversion = pack_module("inversion.ddim_inversion").DDIMInversion
 
 SEED = 666_000_000
 """Far from the seeds of training and of the edits."""
@@ -72,7 +72,7 @@ def record(setup: Setup, scenes: world.Scenes) -> tuple[Any, Any]:
     prompt = read_prompt(setup.clip, world.full_captions(scenes)[0])
     control = record_maps.recorder(prompt, family_of(setup.model), (1, 2, 4, 8), (1,), 0.0, 1.0)
     latent = {"samples": setup.encode(world.render(scenes))}
-    ddim_inversion(install(setup.model, control), latent, setup.text([prompt.text]), setup.steps, 0)
+    DDIMInversion(setup.steps)(install(setup.model, control), latent, setup.text([prompt.text]))
     return prompt, control.maps.recording
 
 

@@ -19,7 +19,7 @@ exact_background = pack_module("attention.methods.background").ExactBackground
 edit_masks = pack_module("attention.masks.edit_masks")
 make_refinement = pack_module("attention.masks.refinement").make_refinement
 read_prompt = pack_module("attention.words.prompt").read_prompt
-ddim_inversion = pack_module("inversion.ddim_inversion").ddim_inversion
+DDIMInversion = pack_module("inversion.ddim_inversion").DDIMInversion
 TASKS = edit_masks.TASKS
 
 _TASK = {
@@ -71,7 +71,7 @@ def _refinement(setup: Setup, prompts: list[str], how: dict[str, Any]) -> Any:
 def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     """Invert the sources with the empty prompt and edit them, as the shipped workflows do."""
     latents = setup.encode(task.source)
-    inversion = ddim_inversion(setup.model, {"samples": latents}, setup.text([""]), setup.steps, 0)
+    inversion = DDIMInversion(setup.steps)(setup.model, {"samples": latents}, setup.text([""])).inversion
     prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
     masks = masks_of(task, recipe)
     if recipe.refinement is not None:

@@ -141,7 +141,7 @@ def test_latents_that_are_not_square_or_odd(model, height, width):
     """Maps of odd sides are rounded up where the UNet halves them."""
     with torch.inference_mode():
         latent = {"samples": tiny.latent(1, height=height, width=width)}
-        record = edits.ddim_inversion(model, latent, tiny.prompt(5), 4, 0)
+        record = edits.DDIMInversion(4)(model, latent, tiny.prompt(5)).inversion
     mask = torch.zeros(1, height * 8, width * 8, dtype=torch.bool)
     mask[:, 16:64, 24:72] = True
     for packed in (False, True):

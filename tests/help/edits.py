@@ -14,7 +14,7 @@ from attention_edit.attention.engine.control import Control
 from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.masks.edit_masks import EditMasks
 from attention_edit.attention.words.prompt import Prompt, read_prompt
-from attention_edit.inversion.ddim_inversion import ddim_inversion
+from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.record import Inversion
 from attention_edit.inversion.schedule import levels
 from comfy.sd1_clip import SD1Tokenizer
@@ -26,7 +26,7 @@ PIXELS = tiny.SIZE * 8
 def invert(model: Any, kind: str = "SD1", batch: int = 1, steps: int = 4, offset: int = 0) -> Inversion:
     """Invert random latents with the prompt of seed 5."""
     with torch.inference_mode():
-        return ddim_inversion(model, {"samples": tiny.latent(1, batch)}, tiny.prompt(5, kind), steps, offset)
+        return DDIMInversion(steps, offset)(model, {"samples": tiny.latent(1, batch)}, tiny.prompt(5, kind)).inversion
 
 
 def box(top: int = 32, left: int = 40, height: int = 48, width: int = 40) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from attention_edit.inversion import cache, report, store
+from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.fingerprint import Digest, UnknownError, fingerprint
 from attention_edit.inversion.record import Inversion
 
@@ -49,7 +50,7 @@ def test_the_second_time_it_is_read(folder, model):
 def test_inverting_twice_evaluates_once(folder, model):
     def run(seed, on_disk=True):
         with torch.inference_mode():
-            return report.ddim(model, {"samples": tiny.latent(seed)}, tiny.prompt(5), (3, 0), on_disk)
+            return report.begun(DDIMInversion(3), model, {"samples": tiny.latent(seed)}, tiny.prompt(5), on_disk)
 
     first = run(1)
     calls = []

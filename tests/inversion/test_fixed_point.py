@@ -9,8 +9,8 @@ import edits
 import pytest
 import tiny
 import torch
-from attention_edit.inversion.direct import direct_inversion, pulled
-from attention_edit.inversion.fixed_point import fixed_point_inversion, refine
+from attention_edit.inversion.direct import DirectInversion, pulled
+from attention_edit.inversion.fixed_point import FixedPointInversion, refine
 from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.inversion.steps import alpha_of, ddim_step, invert, to_eps
 
@@ -101,7 +101,8 @@ def test_on_the_host(kind, v, caplog):
     model = gentle_model(kind, v)
     inversion = edits.invert(model, kind, steps=3)
     with torch.inference_mode(), caplog.at_level(logging.INFO):
-        found, report = fixed_point_inversion(model, inversion, (1.0, None), tolerance=1e-5, iterations=12)
+        report = FixedPointInversion(tolerance=1e-5, iterations=12)(model, inversion, None, 1.0)
+        found = report.inversion
         before, after = (reconstruct(model, record, 1.0, None) for record in (inversion, found))
     assert after.errors[-1] < 0.2 * before.errors[-1]
     assert torch.equal(found.latents[0], inversion.latents[0])
@@ -116,7 +117,8 @@ def test_with_guidance():
     model = gentle_model()
     inversion = edits.invert(model, steps=3)
     with torch.inference_mode():
-        found, report = fixed_point_inversion(model, inversion, (2.0, tiny.prompt(3)), tolerance=1e-4, iterations=12)
+        report = FixedPointInversion(tolerance=1e-4, iterations=12)(model, inversion, tiny.prompt(3), 2.0)
+        found = report.inversion
         before, after = (reconstruct(model, record, 2.0, tiny.prompt(3)) for record in (inversion, found))
     assert report.cost.forward == 2 * sum(len(step.residual) for step in report.steps)
     assert after.errors[-1] < 0.5 * before.errors[-1]
@@ -124,9 +126,9 @@ def test_with_guidance():
 
 def test_what_does_not_go_is_refused(model, inversion):
     with pytest.raises(ValueError, match="negative prompt"):
-        fixed_point_inversion(model, inversion, (7.5, None))
+        FixedPointInversion()(model, inversion, None, 7.5)
     with pytest.raises(ValueError, match="negative prompt"):
-        direct_inversion(model, inversion, (7.5, None), 0.5, 1)
+        DirectInversion(0.5)(model, inversion, None, 7.5)
 
 
 def test_direct_inversion_pulls_by_a_share():
@@ -149,10 +151,10 @@ def test_direct_inversion_pulls_by_a_share():
 
 def test_direct_inversion_on_the_host(model, inversion):
     """At 1 and 1 it is the stored trajectory; at 0 the source branch drifts as a stock sampler does."""
-    same = direct_inversion(model, inversion, (7.5, tiny.prompt(3)), 1.0, 1)
+    same = DirectInversion()(model, inversion, tiny.prompt(3), 7.5).inversion
     assert torch.equal(same.latents, inversion.latents)
     with torch.inference_mode():
-        none = direct_inversion(model, inversion, (7.5, tiny.prompt(3)), 0.0, 1)
+        none = DirectInversion(0.0)(model, inversion, tiny.prompt(3), 7.5).inversion
         errors = reconstruct(model, inversion, 7.5, tiny.prompt(3)).errors
     assert torch.equal(none.latents[0], inversion.latents[0])
     for level, error in zip(range(len(errors) - 1, 0, -1), errors, strict=False):

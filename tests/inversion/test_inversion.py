@@ -11,7 +11,7 @@ import torch
 from attention_edit.attention.engine.install import install
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.host.models import prediction_of
-from attention_edit.inversion.ddim_inversion import ddim_inversion
+from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.inversion.record import Inversion
 from attention_edit.inversion.schedule import levels, timesteps
@@ -23,7 +23,7 @@ STEPS = 10
 def make_inversion(model, kind="SD1", batch=1, steps=STEPS, offset=0, source=5, **size) -> Inversion:
     with torch.inference_mode():
         latent = {"samples": tiny.latent(1, batch, **size)}
-        return ddim_inversion(model, latent, tiny.prompt(source, kind), steps, offset)
+        return DDIMInversion(steps, offset)(model, latent, tiny.prompt(source, kind)).inversion
 
 
 def float64_unet(model):
@@ -225,22 +225,20 @@ def test_another_model_is_an_error_that_names_both(inversion):
 )
 def test_bad_latents_are_refused(samples, message):
     with pytest.raises(ValueError, match=message):
-        ddim_inversion(tiny.tiny_model(), {"samples": samples}, tiny.prompt(1), 5, 0)
+        DDIMInversion(5)(tiny.tiny_model(), {"samples": samples}, tiny.prompt(1))
 
 
 def test_an_edited_model_is_not_inverted_with(inversion):
     patched = install(tiny.tiny_model(), ExactBackground(torch.ones(1, 8, 8, dtype=torch.bool)), inversion)
     with pytest.raises(ValueError, match="before the edit"):
-        ddim_inversion(patched, {"samples": tiny.latent(1)}, tiny.prompt(1), 5, 0)
+        DDIMInversion(5)(patched, {"samples": tiny.latent(1)}, tiny.prompt(1))
 
 
 def test_a_controlnet_on_the_source_is_refused():
     """The source branch of an edit has none, and would leave the trajectory."""
     ((states, options),) = tiny.prompt(1)
     with pytest.raises(ValueError, match="carries a ControlNet"):
-        ddim_inversion(
-            tiny.tiny_model(), {"samples": tiny.latent(1)}, [[states, {**options, "control": object()}]], 5, 0
-        )
+        DDIMInversion(5)(tiny.tiny_model(), {"samples": tiny.latent(1)}, [[states, {**options, "control": object()}]])
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (17, 13), (10, 10)])

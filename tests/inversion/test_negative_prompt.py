@@ -8,8 +8,13 @@ import tiny
 import torch
 from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.methods.cpam import CPAM
-from attention_edit.inversion.negative_prompt import negative_prompt_inversion, slerp
+from attention_edit.inversion.negative_prompt import NegativePromptInversion, slerp
 from attention_edit.inversion.reconstruct import reconstruct
+
+
+def improved(inversion, negative, interpolation):
+    return NegativePromptInversion(interpolation)(None, inversion, negative, 1.0).inversion
+
 
 KINDS = [("SD1", False), ("SD2", True), ("SDXL", False)]
 
@@ -18,7 +23,7 @@ KINDS = [("SD1", False), ("SD2", True), ("SDXL", False)]
 def test_negative_prompt_inversion_makes_guidance_inert_for_the_source(kind, v):
     model = tiny.tiny_model(kind, v)
     inversion = edits.invert(model, kind, steps=3)
-    found = negative_prompt_inversion(inversion, None, 0.0)
+    found = improved(inversion, None, 0.0)
     with torch.inference_mode():
         unguided = reconstruct(model, inversion, 1.0, None)
         guided = reconstruct(model, found, 7.5, None)
@@ -32,7 +37,7 @@ def test_negative_prompt_inversion_makes_guidance_inert_for_the_source(kind, v):
 
 def test_negative_prompt_inversion_equals_its_negative_prompt(model, inversion):
     """For an edit it is no more than the source prompt as negative prompt, in CPAM's null text too."""
-    found = negative_prompt_inversion(inversion, None, 0.0)
+    found = improved(inversion, None, 0.0)
     control = CPAM(edits.masks(), normal_share=0.0)
     ours = edits.run(model, found, control)
     patched = install(model, control, inversion)
@@ -45,22 +50,22 @@ def test_negative_prompt_inversion_equals_its_negative_prompt(model, inversion):
 
 def test_interpolation(model, inversion):
     source, other = inversion.conditioning[0][0], tiny.prompt(3)[0][0]
-    end = negative_prompt_inversion(inversion, tiny.prompt(3), 1.0).null_states[0]
+    end = improved(inversion, tiny.prompt(3), 1.0).null_states[0]
     assert torch.allclose(end, other, atol=1e-5)
-    middle = negative_prompt_inversion(inversion, tiny.prompt(3), 0.5).null_states[0]
+    middle = improved(inversion, tiny.prompt(3), 0.5).null_states[0]
     norm = middle.norm() / (source.norm() * other.norm()).sqrt()
     assert float(norm) == pytest.approx(1, abs=0.02)  # a straight line would pass at 0.7
     assert torch.equal(slerp(0.3, source, source), source)
     with pytest.raises(ValueError, match="connect an empty prompt"):
-        negative_prompt_inversion(inversion, None, 0.5)
+        improved(inversion, None, 0.5)
     with pytest.raises(ValueError, match=r"77 text tokens.*154"):
-        negative_prompt_inversion(inversion, tiny.prompt(3, tokens=154), 0.5)
+        improved(inversion, tiny.prompt(3, tokens=154), 0.5)
 
 
 def test_interpolation_takes_sdxls_pooled_text_along():
     model = tiny.tiny_model("SDXL")
     inversion, other = edits.invert(model, "SDXL", steps=2), tiny.prompt(3, "SDXL")
-    found = negative_prompt_inversion(inversion, other, 1.0).null_options["pooled_output"]
+    found = improved(inversion, other, 1.0).null_options["pooled_output"]
     assert torch.allclose(found, other[0][1]["pooled_output"], atol=1e-5)
     own = inversion.conditioning[0][1]["pooled_output"]
-    assert torch.equal(negative_prompt_inversion(inversion, other, 0.0).null_options["pooled_output"], own)
+    assert torch.equal(improved(inversion, other, 0.0).null_options["pooled_output"], own)

@@ -14,7 +14,7 @@ from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.inversion import null_text
-from attention_edit.inversion.null_text import Settings, null_text_inversion
+from attention_edit.inversion.null_text import NullTextInversion
 from attention_edit.inversion.reconstruct import reconstruct
 
 KINDS = [("SD1", False), ("SD2", True), ("SDXL", False)]
@@ -22,7 +22,8 @@ KINDS = [("SD1", False), ("SD2", True), ("SDXL", False)]
 
 def run(model, inversion, kind="SD1", **settings):
     with torch.inference_mode():
-        return null_text_inversion(model, inversion, tiny.prompt(3, kind), Settings(**settings))
+        found = NullTextInversion(**settings)(model, inversion, tiny.prompt(3, kind), 7.5)
+        return found.inversion, found
 
 
 def test_warm_start_is_the_source_prompt(model, inversion):
@@ -78,10 +79,10 @@ def test_evaluations_are_planned_counted_and_true(model, caplog):
     inversion = edits.invert(model, steps=5)
     with caplog.at_level(logging.INFO):
         _, report = run(model, inversion, inner=2, early_stop=0.0, checkpointing=False)
-    assert (report.cost.forward, report.cost.backward) == (4 * 4, 4 * 2) == Settings(inner=2).planned(4, 1)
+    assert (report.cost.forward, report.cost.backward) == (4 * 4, 4 * 2) == NullTextInversion(inner=2).planned(4, 1)
     assert "plans at most 16 UNet evaluations and 8 backward" in caplog.text
     assert "Null-text inversion: 16 UNet evaluations and 8 backward" in caplog.text
-    assert Settings().planned(49, 1) == (588, 490)
+    assert NullTextInversion().planned(49, 1) == (588, 490)
 
 
 def test_cancel_stops_and_leaves_nothing(model, inversion, monkeypatch):
@@ -142,7 +143,7 @@ def test_what_does_not_fit_is_refused(model, inversion):
     with pytest.raises(ValueError, match=r"SD2\.x"):
         run(tiny.tiny_model("SD2", True), inversion)
     with pytest.raises(ValueError, match="3 texts"), torch.inference_mode():
-        null_text_inversion(model, inversion, tiny.prompt(3, batch=3), Settings())
+        NullTextInversion()(model, inversion, tiny.prompt(3, batch=3), 7.5)
     with pytest.raises(ValueError, match=r"null text has shape"):
         replace(inversion, null_states=torch.zeros(7, 1, 77, tiny.CONTEXT))
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from attention_edit.inversion.null_text import Settings, optimise
+from attention_edit.inversion.null_text import PAPER_GUIDANCE, NullTextInversion, optimise
 from attention_edit.inversion.steps import alpha_of, ddim_step
 
 
@@ -32,7 +32,7 @@ class Linear:
             visited.append(ddim_step(visited[-1], eps_u + guidance * (eps_c - eps_u), alpha_of(high), alpha_of(low)))
         return visited
 
-    def optimise(self, trajectory=None, states=None, images=slice(None), **settings):
+    def optimise(self, trajectory=None, states=None, images=slice(None), guidance=PAPER_GUIDANCE, **settings):
         trajectory = self.trajectory() if trajectory is None else trajectory
         text = self.text[images]
         return list(
@@ -42,7 +42,8 @@ class Linear:
                 [z[images] for z in trajectory],
                 (self.sigmas, 50, "eps"),
                 (self.null if states is None else states)[images],
-                Settings(**settings),
+                NullTextInversion(**settings),
+                guidance,
             )
         )
 
@@ -76,8 +77,8 @@ def test_agrees_with_the_official_loop_written_out():
 
 
 def test_the_default_rule_is_the_papers():
-    settings = Settings()
-    assert (settings.guidance, settings.inner, settings.keep_best, settings.warm_start) == (7.5, 10, False, False)
+    settings = NullTextInversion()
+    assert (PAPER_GUIDANCE, settings.inner, settings.keep_best, settings.warm_start) == (7.5, 10, False, False)
     assert settings.rate(0) == 1e-2 and settings.rate(49) == pytest.approx(5.1e-3)
     assert settings.bound(0) == 1e-5 and settings.bound(10) == pytest.approx(1e-5 + 2e-5 * 10)
 
@@ -86,7 +87,7 @@ def test_fewer_steps_follow_the_same_rule():
     """With 3 of 25 steps the second step is the paper's third."""
     net, seen = Linear(), []
 
-    class Spy(Settings):
+    class Spy(NullTextInversion):
         def rate(self, i):
             seen.append(i)
             return super().rate(i)

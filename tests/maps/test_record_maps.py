@@ -14,8 +14,8 @@ from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.maps.recorder import AttentionMaps, Recording, RecordMaps, recorder
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.host.families import family_of
-from attention_edit.inversion.ddim_inversion import ddim_inversion
-from attention_edit.inversion.generated import record_source
+from attention_edit.inversion.ddim_inversion import DDIMInversion
+from attention_edit.inversion.generated import GeneratedSource
 from attention_edit.inversion.reconstruct import reconstruct
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
@@ -145,7 +145,7 @@ def test_the_window_is_counted_from_the_noisy_end(model: Any) -> None:
 
 def invert(model: Any, steps: int = 4):
     with torch.inference_mode():
-        return ddim_inversion(model, {"samples": tiny.latent(1)}, tiny.prompt(5), steps, 0)
+        return DDIMInversion(steps)(model, {"samples": tiny.latent(1)}, tiny.prompt(5)).inversion
 
 
 def test_records_an_inversion(model: Any, inversion: Any) -> None:
@@ -176,10 +176,13 @@ def test_an_inversion_refuses_what_is_no_recorder(model: Any, inversion: Any) ->
 
 def test_records_a_source_that_is_drawn(model: Any) -> None:
     made = control()
-    arguments = {"samples": torch.zeros(1, 4, 16, 16)}, tiny.prompt(2), tiny.prompt(3), 7.5, 1, 4, 0
+    arguments = {"samples": torch.zeros(1, 4, 16, 16)}, tiny.prompt(2), tiny.prompt(3), 7.5
     with torch.inference_mode():
-        plain = record_source(model, *arguments)[1]
-        assert torch.equal(record_source(install(model, made), *arguments)[1], plain)
+        plain, seen = (
+            GeneratedSource(4, seed=1)(one, *arguments).inversion.latents[0]
+            for one in (model, install(model, made))
+        )
+        assert torch.equal(seen, plain)
     assert made.maps.recording.cross[4].values.shape == (1, 16, len(PROMPT.content))
 
 

@@ -16,7 +16,8 @@ from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.host.families import SD1, SDXL
-from attention_edit.inversion.generated import record_source
+from attention_edit.host.models import latent_of
+from attention_edit.inversion.generated import GeneratedSource
 
 FAMILIES = pytest.mark.parametrize(("kind", "v"), [("SD1", False), ("SD2", True), ("SDXL", False)])
 
@@ -25,7 +26,9 @@ def generated(model, kind="SD1", steps=4, guidance=7.5, prompt=5):
     """A generated source: the prompt of seed 5 against that of seed 3."""
     with torch.inference_mode():
         latent = {"samples": tiny.latent(1)}
-        return record_source(model, latent, tiny.prompt(prompt, kind), tiny.prompt(3, kind), guidance, 7, steps, 0)
+        source = GeneratedSource(steps, seed=7)
+        inversion = source(model, latent, tiny.prompt(prompt, kind), tiny.prompt(3, kind), guidance).inversion
+        return inversion, latent_of(model, inversion.latents[0])
 
 
 def indices(family, rule):

@@ -26,10 +26,10 @@ from attention_edit.attention.methods.pnp import PnP
 from attention_edit.attention.methods.proximal import ProximalGuidance
 from attention_edit.host.families import family_of
 from attention_edit.host.work import FORWARD, work
-from attention_edit.inversion.direct import direct_inversion
-from attention_edit.inversion.fixed_point import fixed_point_inversion
-from attention_edit.inversion.negative_prompt import negative_prompt_inversion
-from attention_edit.inversion.null_text import Settings, null_text_inversion
+from attention_edit.inversion.direct import DirectInversion
+from attention_edit.inversion.fixed_point import FixedPointInversion
+from attention_edit.inversion.negative_prompt import NegativePromptInversion
+from attention_edit.inversion.null_text import NullTextInversion
 from attention_edit.inversion.plot import line_plot
 from mag_runs import CELLS, STUB, WORDS, Probe, asked, guided, part, slope_of
 from prompts import prompt
@@ -67,10 +67,10 @@ def test_goes_with_plug_and_play(model, inversion, checkpointing):
 
 INVERSIONS = {
     "offset 1": lambda model: edits.invert(model, offset=1),
-    "fixed point": lambda model: fixed_point_inversion(model, edits.invert(model), (1.0, None))[0],
-    "negative prompt": lambda model: negative_prompt_inversion(edits.invert(model), None, 0.0),
-    "null text": lambda model: null_text_inversion(model, edits.invert(model), tiny.prompt(3), Settings(inner=2))[0],
-    "direct": lambda model: direct_inversion(model, edits.invert(model), (7.5, tiny.prompt(3)), 0.5, 1),
+    "fixed point": lambda model: FixedPointInversion()(model, edits.invert(model), None, 1.0).inversion,
+    "negative prompt": lambda model: NegativePromptInversion()(None, edits.invert(model), None, 1.0).inversion,
+    "null text": lambda model: NullTextInversion(inner=2)(model, edits.invert(model), tiny.prompt(3), 7.5).inversion,
+    "direct": lambda model: DirectInversion(0.5)(model, edits.invert(model), tiny.prompt(3), 7.5).inversion,
 }
 
 

@@ -176,7 +176,7 @@ def test_a_source_prompt_that_is_longer_than_the_targets(model, packed):
     source = prompt("a cat on a mat" + " and dogs" * 40)
     states = tiny.prompt(5, tokens=154)
     with torch.inference_mode():
-        record = edits.ddim_inversion(model, {"samples": tiny.latent(1)}, states, 4, 0)
+        record = edits.DDIMInversion(4)(model, {"samples": tiny.latent(1)}, states).inversion
     seen = []
 
     class Spy(P2P):

@@ -11,7 +11,7 @@ from attention_edit.attention.engine import install as engine
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.p2p import P2P, REFINE
 from attention_edit.attention.methods.proximal import HARD, SOFT, ProximalGuidance, ProximalHold, proximal
-from attention_edit.inversion.negative_prompt import negative_prompt_inversion
+from attention_edit.inversion.negative_prompt import NegativePromptInversion
 from attention_edit.inversion.reconstruct import reconstruct
 from prompts import prompt
 
@@ -52,7 +52,7 @@ def test_each_image_of_a_batch_has_its_own_quantile():
 def test_without_any_difference_negative_prompt_inversion_reconstructs(kind, v):
     """Quantile 1 leaves nothing to multiply: the source prompt alone draws, as without guidance."""
     model = tiny.tiny_model(kind, v)
-    found = negative_prompt_inversion(edits.invert(model, kind, steps=3), None, 0.0)
+    found = NegativePromptInversion()(model, edits.invert(model, kind, steps=3), None, 1.0).inversion
     with torch.inference_mode():
         alone = reconstruct(model, found, 1.0, None).latent
     out = edits.run(model, found, ProximalGuidance(1.0), kind=kind)

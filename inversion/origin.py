@@ -1,0 +1,85 @@
+"""The one signature of what begins a trajectory: an image of a photograph, or of a prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..host.conditioning import Conditioning
+from ..host.cost import measured
+from ..host.families import family_of
+from ..host.marks import check_unedited
+from ..host.models import check_latent, prediction_of
+from .improvement import Found
+from .record import Inversion
+from .schedule import levels
+from .walk import evaluations
+
+
+@dataclass(frozen=True)
+class Origin(ABC):
+    """Makes an inversion of a latent.
+
+    Attributes:
+        steps: DDIM steps, 1 to 1000.
+        offset: timestep offset, 0 or 1.
+    """
+
+    name: ClassVar[str]
+    """For messages and the log."""
+    steps: int = 50
+    offset: int = 0
+
+    @abstractmethod
+    def trajectory(
+        self,
+        model: Any,
+        latent: dict[str, Any],
+        sigmas: list[float],
+        positive: Conditioning,
+        negative: Conditioning | None,
+        guidance: float,
+    ) -> list[Tensor]:
+        """The latents (B, C, h, w) of ascending sigmas, clean to noisy; the arguments are those of `__call__`."""
+
+    def __call__(
+        self,
+        model: Any,
+        latent: dict[str, Any],
+        positive: Conditioning,
+        negative: Conditioning | None = None,
+        guidance: float = 1.0,
+    ) -> Found:
+        """Make the trajectory, with the positive prompt as its source prompt.
+
+        Args:
+            model: host MODEL without edits; what only records attention may be on it.
+            latent: LATENT of the source images.
+            positive: source prompt.
+            negative: negative prompt, needed at a guidance other than 1.
+            guidance: scale of classifier-free guidance.
+
+        Raises:
+            ValueError: edits on the model, an unknown family or prediction, a broken latent, or guidance without a
+                negative prompt.
+        """
+        check_unedited(model, passive=True, place=self.name)
+        family, kind, samples = family_of(model), prediction_of(model), check_latent(latent, self.name)
+        sigmas = levels(model.get_model_object("model_sampling"), self.steps, self.offset)
+        rows = evaluations(len(sigmas) - 1, len(samples), guidance)
+        with measured(model, self.name, f"{rows} UNet evaluations") as (counted, cost):
+            visited = self.trajectory(counted, latent, sigmas, positive, negative, guidance)
+        inversion = Inversion(
+            latents=torch.stack(visited),
+            sigmas=tuple(sigmas),
+            steps=self.steps,
+            offset=self.offset,
+            family=family.name,
+            prediction=kind,
+            conditioning=positive,
+        )
+        return Found(inversion, cost)
