@@ -44,10 +44,10 @@ class _Noises(OwnSampler):
     def run(self, host: HostRun) -> Tensor:
         """Find the mean (B, h, w) of the absolute difference over noises and channels."""
         sampling = host.guider.inner_model.model_sampling
-        total = host.start.new_zeros(host.start[:, 0].shape)
+        total, sigma = host.start.new_zeros(host.start[:, 0].shape), float(host.sigmas[0])
         for number in range(self.count):
             x = sampling.noise_scaling(host.sigmas[0], self.noises(number).to(host.start), host.start)
-            total += host.denoised(x, float(host.sigmas[0])).abs().mean(1)
+            total += host.denoised(x, sigma).abs().mean(1)
             host.show(number, host.start, x, self.count)
         self.mean = total / self.count
         return host.start

@@ -50,22 +50,22 @@ class Maker:
 
     Attributes:
         improvements: made as the pack's `Improvement`s are.
-        guided: made anew for each guidance that is measured; otherwise once, at guidance 1.
+        per_guidance: made anew for each guidance that is measured; otherwise once, at guidance 1.
     """
 
     improvements: tuple[Any, ...] = ()
-    guided: bool = False
+    per_guidance: bool = False
 
 
 MAKERS = {
     "DDIM": Maker(),
     "fixed point": Maker((FixedPointInversion(),)),
-    "fixed point, guided": Maker((FixedPointInversion(),), guided=True),
+    "fixed point, guided": Maker((FixedPointInversion(),), per_guidance=True),
     "negative prompt": Maker((NegativePromptInversion(),)),
     "fixed point + negative prompt": Maker((FixedPointInversion(), NegativePromptInversion())),
-    "null text": Maker((NullTextInversion(checkpointing=False),), guided=True),
+    "null text": Maker((NullTextInversion(checkpointing=False),), per_guidance=True),
     "null text, source start": Maker(
-        (NullTextInversion(warm_start=True, keep_best=True, checkpointing=False),), guided=True
+        (NullTextInversion(warm_start=True, keep_best=True, checkpointing=False),), per_guidance=True
     ),
 }
 """By the name in the table. Direct inversion needs no row: edits read the trajectory, whose end is the image itself."""
@@ -78,7 +78,7 @@ def _made(setup: Setup, maker: Maker, image: tuple[Tensor, list[str]], guidance:
     with cost_of(setup.model) as (counted, cost):
         found = DDIMInversion(setup.steps)(counted, {"samples": latents}, setup.text(captions)).inversion
         for improvement in maker.improvements:
-            better = improvement(counted, found, setup.text([""]), guidance if maker.guided else 1.0)
+            better = improvement(counted, found, setup.text([""]), guidance if maker.per_guidance else 1.0)
             found, backward = better.inversion, backward + better.cost.backward
     return found, cost, backward
 
@@ -94,7 +94,7 @@ def measure(setup: Setup, name: str, task: tasks.Task, batch: int) -> Iterator[t
         for number, start in enumerate(range(0, len(task), batch)):
             part = task[start : start + batch]
             latents = setup.encode(part.source)
-            if maker.guided or number >= len(known):
+            if maker.per_guidance or number >= len(known):
                 known[number:] = [_made(setup, maker, (latents, part.source_captions), guidance)]
             found, cost, backward = known[number]
             again = reconstruct(setup.model, found, guidance, setup.text([""]))
@@ -107,7 +107,7 @@ def measure(setup: Setup, name: str, task: tasks.Task, batch: int) -> Iterator[t
             name, guidance, metrics.mean_psnr(made, task.source), sum(errors) / len(task), forward, backward, seconds
         )
         yield row, made
-        if maker.guided:
+        if maker.per_guidance:
             known.clear()
 
 

@@ -47,7 +47,7 @@ def test_rows_are_counted_and_ordered(setup: Setup, tmp_path: Path, capsys: pyte
 
 
 def test_every_inversion_has_a_way_to_be_made() -> None:
-    assert {name for name, maker in inversion_evaluation.MAKERS.items() if maker.guided} == {
+    assert {name for name, maker in inversion_evaluation.MAKERS.items() if maker.per_guidance} == {
         "fixed point, guided",
         "null text",
         "null text, source start",

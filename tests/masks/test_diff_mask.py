@@ -50,6 +50,13 @@ def test_the_seed_says_all(model):
     assert torch.equal(first.heat, again.heat) and not torch.equal(first.heat, other.heat)
 
 
+def test_the_last_seed_is_followed_by_the_first(model):
+    """The widget goes up to 2^64 - 1, and each noise has the next seed."""
+    around = propose(model, maps=2, seed=2**64 - 1)
+    assert torch.isfinite(around.heat).all()
+    assert not torch.equal(around.heat, propose(model, maps=1, seed=2**64 - 1).heat)
+
+
 def test_evaluations_are_planned_and_true(model, caplog):
     rows = []
 
