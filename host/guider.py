@@ -126,7 +126,9 @@ class OwnSampler(comfy.samplers.Sampler, ABC):
 
 def noise_like(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
     """The noise (B, C, h, w) that the host's samplers make of a seed."""
-    return comfy.sample.prepare_noise(samples, seed, batch_index)
+    noise = comfy.sample.prepare_noise(samples, seed, batch_index)
+    assert isinstance(noise, Tensor)  # of a plain latent; only nested ones give nested noise
+    return noise
 
 
 def run_sampler(
