@@ -179,8 +179,7 @@ def test_records_a_source_that_is_drawn(model: Any) -> None:
     arguments = {"samples": torch.zeros(1, 4, 16, 16)}, tiny.prompt(2), tiny.prompt(3), 7.5
     with torch.inference_mode():
         plain, seen = (
-            GeneratedSource(4, seed=1)(one, *arguments).inversion.latents[0]
-            for one in (model, install(model, made))
+            GeneratedSource(4, seed=1)(one, *arguments).inversion.latents[0] for one in (model, install(model, made))
         )
         assert torch.equal(seen, plain)
     assert made.maps.recording.cross[4].values.shape == (1, 16, len(PROMPT.content))
