@@ -13,3 +13,9 @@ def show(text: str) -> None:
     context = get_executing_context()
     if server is not None and context is not None:
         server.send_progress_text(text, context.node_id)
+
+
+def prompt_id() -> str:
+    """Identity of the workflow run that is being executed; empty outside of one."""
+    context = get_executing_context()
+    return "" if context is None else context.prompt_id

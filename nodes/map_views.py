@@ -69,7 +69,7 @@ class MapViewerNode(io.ComfyNode):
     ) -> io.NodeOutput:
         options = HeatOptions(smoothing, sharpen)
         found = named(maps.prompt, words)
-        heats = {word: heat_map(maps.recording, positions, options) for word, positions in found.items()}
+        heats = {word: heat_map(maps.of(after), positions, options) for word, positions in found.items()}
         picture = heat_grids(image, heats, opacity, common_scale)
         return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
@@ -135,7 +135,7 @@ class SelfMapsNode(io.ComfyNode):
         clustering_seed: int,
     ) -> io.NodeOutput:
         found = named(maps.prompt, words) if phrases(words) else {}
-        segments = find_segments(maps.recording, clusters, found, least_agreement, clustering_seed)
+        segments = find_segments(maps.of(after), clusters, found, least_agreement, clustering_seed)
         picture = torch.stack([one.picture() for one in segments])
         selected = [one.mask(segment_numbers(chosen, clusters, one.words)) for one in segments]
         return io.NodeOutput(

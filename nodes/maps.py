@@ -136,7 +136,7 @@ class MapMaskNode(io.ComfyNode):
         smoothing: float,
         sharpen: int,
     ) -> io.NodeOutput:
-        recording = maps.recording
+        recording = maps.of(after)
         if not phrases(words):
             raise ValueError(f"Mask from Words needs a word of the prompt: {', '.join(maps.prompt.words)}.")
         found = named(maps.prompt, words, occurrence or None)

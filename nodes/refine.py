@@ -140,7 +140,7 @@ class RefinedMasksNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, refined: RefinedMasks, after: Any) -> io.NodeOutput:
-        found = refined.by_step
+        found = refined.of(after)
         mask = F.interpolate(found[max(found)][:, None].float(), scale_factor=CELL, mode="nearest")[:, 0]
         picture = torch.stack([_grid({step: m[image] for step, m in found.items()}) for image in range(len(mask))])
         return io.NodeOutput(picture, mask, ui=ui.PreviewImage(picture, cls=cls))

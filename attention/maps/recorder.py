@@ -7,7 +7,6 @@ other controls rewrite it. Sums are kept and not maps of single steps, so memory
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import Control
 from ..engine.moment import Moment
+from ..engine.results import Results
 from ..words.prompt import Prompt
 from .probabilities import cross_map, self_map
 
@@ -55,33 +55,20 @@ class Recording:
     size: tuple[int, int]
 
 
-class AttentionMaps:
-    """Where a recorder leaves its maps: those of the last complete run, and none while another is under way."""
+class AttentionMaps(Results[Recording]):
+    """Where a recorder leaves its maps, those of each run for themselves."""
 
     def __init__(self, prompt: Prompt) -> None:
+        super().__init__(
+            "No attention maps have been recorded yet. Connect Record Attention Maps' model to the sampler or "
+            "DDIM Inversion, and that node's output to the input 'after', so that it runs first."
+        )
         self.prompt = prompt
-        self._recording: Recording | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionMaps:
-        return self
-
-    def keep(self, recording: Recording | None) -> None:
-        """Replace what is held."""
-        self._recording = recording
 
     @property
     def recording(self) -> Recording:
-        """The last run's maps.
-
-        Raises:
-            ValueError: nothing was recorded.
-        """
-        if self._recording is None:
-            raise ValueError(
-                "No attention maps have been recorded yet. Connect Record Attention Maps' model to the sampler or "
-                "DDIM Inversion, and that node's output to the input 'after', so that it runs first."
-            )
-        return self._recording
+        """The last run's maps; ValueError if nothing was recorded."""
+        return self.of()
 
 
 class _Sum:
@@ -138,12 +125,7 @@ class RecordMaps(Control):
         )
 
     def begin(self, run: Moment) -> Sums:
-        """Forget the last run.
-
-        Raises:
-            ValueError: the window holds no step.
-        """
-        self.maps.keep(None)
+        """Refuse a window that holds no step."""
         if not Window(self.start, self.end).of(run.steps):
             raise ValueError(
                 f"Record Attention Maps is to record from {self.start:g} to {self.end:g} of {run.steps} steps, which "
@@ -184,12 +166,12 @@ class RecordMaps(Control):
         call.state.setdefault((site, call.layer.scale), _Sum()).add(call, values)
 
     def finish(self, run: Moment, state: Sums, latent: Tensor) -> None:
-        """Leave the means."""
+        """Leave the means, under the latent that the run ended with."""
         means = {
             site: {scale: total.mean() for (of, scale), total in state.items() if of is site}
             for site in (Site.CROSS, Site.SELF)
         }
-        self.maps.keep(Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size))
+        self.maps.keep(latent, Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size))
 
 
 def _of_scales(family: Family, scales: tuple[int, ...]) -> tuple[Layer, ...]:

@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from ...host.families import Family, Layer
 from ..engine.acts import Window
 from ..engine.moment import Moment
+from ..engine.results import Results
 from ..maps.recorder import sizes_of
 from ..words.alignment import find_words
 from ..words.prompt import Prompt
 
 
-class RefinedMasks:
-    """Where a run leaves its refined masks: those of the last one, and none while another begins."""
+class RefinedMasks(Results[dict[int, Tensor]]):
+    """Where runs leave their refined masks: (B, h, w) bool of the latent's size, by the step from 0 that each ended."""
 
     def __init__(self) -> None:
-        self._by_step: dict[int, Tensor] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RefinedMasks:
-        return self
-
-    def clear(self) -> None:
-        """Forget the last run."""
-        self._by_step.clear()
-
-    def keep(self, step: int, mask: Tensor) -> None:
-        """Hold the mask (B, h, w) that a step ended on."""
-        self._by_step[step] = mask
+        super().__init__(
+            "No masks have been refined yet. Connect Refine Mask's masks to CPAM, and the sampler's latent to the "
+            "input 'after', so that it runs first."
+        )
 
     @property
     def by_step(self) -> dict[int, Tensor]:
-        """Masks (B, h, w) bool of the latent's size by the step, from 0, after which they hold.
-
-        Raises:
-            ValueError: nothing was refined.
-        """
-        if not self._by_step:
-            raise ValueError(
-                "No masks have been refined yet. Connect Refine Mask's masks to CPAM, and the sampler's latent to "
-                "the input 'after', so that it runs first."
-            )
-        return dict(self._by_step)
+        """The last run's masks; ValueError if nothing was refined."""
+        return self.of()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +68,12 @@ class Refinement:
         """Layers whose self-attention sharpens them."""
         return tuple(layer for layer in family.layers if layer.scale == self.own_scale)
 
-    def prepare(self, run: Moment) -> None:
-        """Forget the masks of the last run.
+    def check(self, run: Moment) -> None:
+        """Check that there is something to refine with.
 
         Raises:
             ValueError: no step is left to refine in, or the model has no layers of the sizes that are read.
         """
-        self.masks.clear()
         there = {layer.scale for layer in run.family.layers}
         for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
             if any(scale and scale not in there for scale in scales):

@@ -28,11 +28,13 @@ class Target:
 
     Attributes:
         mask: (M, H, W) bool on the CPU; the given one until the first refined mask replaces it.
+        by_step: the refined masks (B, h, w) so far, by the step that each ended.
     """
 
     def __init__(self, given: Tensor, refinement: Refinement | None) -> None:
         self.mask = given
         self._given, self._refinement = given, refinement
+        self.by_step: dict[int, Tensor] = {}
         self._derived: dict[Hashable, Any] = {}
         self._words: Tensor | None = None
         self._own: MeanMap | None = None
@@ -83,7 +85,7 @@ class Target:
             heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]
         self.mask = select(heat, refinement.threshold, self._given, self._reachable(run, refinement.reach))
         self._derived.clear()
-        refinement.masks.keep(run.step, self.mask)
+        self.by_step[run.step] = self.mask
 
     def _reachable(self, run: Moment, reach: float) -> Tensor | None:
         """Where the refined mask may be, at the latent's size; None for everywhere."""

@@ -102,7 +102,7 @@ class CPAM(MapControl, LatentControl):
         for mask in (self.masks.source, self.masks.target):
             check_aspect(mask, run.size, "edit mask")
         if self.masks.refinement is not None:
-            self.masks.refinement.prepare(run)
+            self.masks.refinement.check(run)
         if self.masks.retain and (self.retain_layer or 0) >= len(run.family.layers):
             log.warning(
                 "CPAM keeps no look: retain_layer is %d, and the model's last layer is %d. Lower it.",
@@ -204,6 +204,11 @@ class CPAM(MapControl, LatentControl):
         """The end of a step, after which the next one may have another M_t."""
         state.target.step_done(run)
         return denoised
+
+    def finish(self, run: Moment, state: Manipulation, latent: Tensor) -> None:
+        """Leave the refined masks, under the latent that the run ended with."""
+        if self.masks.refinement is not None and state.target.by_step:
+            self.masks.refinement.masks.keep(latent, state.target.by_step)
 
     def shown(self) -> Tensor | None:
         return self.masks.target if self.localized else None

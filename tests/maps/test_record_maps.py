@@ -194,7 +194,7 @@ def test_records_a_reconstruction(model: Any, inversion: Any) -> None:
     assert made.maps.recording.cross[4].values.shape == (1, 16, len(PROMPT.content))
 
 
-def test_holds_the_last_complete_run_only(model: Any) -> None:
+def test_each_complete_run_has_its_own(model: Any) -> None:
     made = control()
     with pytest.raises(ValueError, match="No attention maps have been recorded yet"):
         made.maps.recording  # noqa: B018
@@ -212,10 +212,27 @@ def test_holds_the_last_complete_run_only(model: Any) -> None:
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), tiny.latent(4), TWO_STEPS, callback=cancel)
     comfy.model_management.interrupt_current_processing(False)
-    with pytest.raises(ValueError, match="No attention maps have been recorded yet"):
-        made.maps.recording  # noqa: B018
-    run(patched)
-    assert torch.equal(made.maps.recording.cross[4].values, first)
+    assert torch.equal(made.maps.recording.cross[4].values, first), "a run that was cancelled leaves nothing"
+
+
+def test_two_samplers_on_one_model_keep_their_maps_apart(model: Any) -> None:
+    """A viewer is given the latent of one run, and shows the maps of that one, whichever came last."""
+    made = control()
+    patched = install(model, made)
+    ends, maps = [], []
+    for seed in (2, 7):
+        ends.append(tiny.sample(patched, tiny.prompt(seed), tiny.prompt(3), tiny.latent(4), ONE_STEP))
+        maps.append(made.maps.recording.cross[4].values)
+    assert edits.difference(maps[1], maps[0]) > 1e-3
+    for end, expected in zip(ends, maps, strict=True):
+        for handed_on in (end, end.half()):
+            found = made.maps.of({"samples": handed_on})
+            assert torch.equal(found.cross[4].values, expected)
+    with pytest.raises(ValueError, match=r"Connect the sampler's own latent to 'after'.*2 times"):
+        made.maps.of(torch.zeros(1, 8, 8, 3))
+    for _ in range(8):
+        run(patched)
+    assert len(made.maps._kept) == 4, "memory does not grow with the runs"
 
 
 def test_a_copied_model_records_to_the_same_place(model: Any) -> None:

@@ -216,10 +216,9 @@ def test_select_stretches_and_falls_back():
 def test_the_viewer_shows_the_steps_and_gives_the_last_mask():
     """One picture for each image of a batch; the mask comes in the image's size."""
     kept = RefinedMasks()
-    kept.keep(5, torch.zeros(2, 16, 24, dtype=torch.bool))
     last = torch.zeros(2, 16, 24, dtype=torch.bool)
     last[0, 4, 6] = True
-    kept.keep(6, last)
+    kept.keep(torch.zeros(2, 4, 16, 24), {5: torch.zeros_like(last), 6: last})
     picture, mask = RefinedMasksNode.execute(kept, None).result
     assert picture.shape[0] == 2 and picture.shape[-1] == 3
     assert mask.shape == (2, 128, 192) and int(mask[0, 32:40, 48:56].sum()) == int(mask.sum()) == 64
