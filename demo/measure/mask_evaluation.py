@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from measure import pack_methods, report
+from measure.editing import evaluate_task
 from measure.methods import Method, Setup
 from scenes import metrics, tasks
 from scenes.tasks import Task
@@ -136,3 +138,16 @@ def table(found: list[Cost]) -> str:
         for cost in found
     ]
     return report.markdown(header, rows)
+
+
+def measure(setup: Setup, options: argparse.Namespace) -> list[Cost]:
+    """Measure what faults of the mask cost, with and without refinement."""
+    results = []
+    for name in (name for name in TASKS if name in (options.tasks or tasks.NAMES)):
+        task = make_task(name, options.count)
+        chosen = methods_of()
+        edited = evaluate_task(setup, task, chosen, options.batch, options.output, sheet=f"masks {name}")
+        found = costs(task, {e.method: (e.success, e.background_psnr) for e in edited})
+        print(table(found))
+        results += found
+    return results

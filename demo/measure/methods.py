@@ -134,6 +134,11 @@ def counted(setup: Setup) -> Iterator[tuple[Setup, RowCounter]]:
     yield replace(setup, model=model), counter
 
 
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `count` entries."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
 def generate(setup: Setup, prompts: list[str], size: int) -> Tensor:
     """Images (B, 3, size, size) in 0..1 from text alone: the plain run that costs are compared with."""
     return setup.decode(setup.sample(prompts, torch.zeros(len(prompts), 4, size // 8, size // 8)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,6 +28,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     ruler = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join([line(header), line(ruler), *(line(row) for row in rows)]) + "\n"
+
+
+def share(values: Sequence[bool]) -> float:
+    """Share of what holds, 0..1; not a number where there is nothing."""
+    return sum(values) / len(values) if values else float("nan")
 
 
 def percent(share: float) -> str:
@@ -74,6 +80,12 @@ def edit_table(edited: Sequence[Mapping[str, float | str]]) -> str:
         for e in edited
     ]
     return markdown(header, rows)
+
+
+def by_task(table: Callable[[list[dict[str, Any]]], str], entries: Sequence[dict[str, Any]]) -> str:
+    """A table for each "task" of the entries, in the order in which these come first."""
+    names = dict.fromkeys(entry["task"] for entry in entries)
+    return "\n".join(table([entry for entry in entries if entry["task"] == name]) for name in names)
 
 
 def overlap_table(title: str, labels: Sequence[str], overlaps: Sequence[tuple[float, float]]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bundle import load, world
 from demo_model import random_model
-from measure import evaluation, methods, report
+from measure import drawing, editing, evaluation, methods, report
 from measure.methods import METHODS, Setup
 from PIL import Image
 from safetensors.torch import save_file
@@ -38,25 +38,25 @@ def task() -> tasks.Task:
 
 def test_right_drawings_are_right() -> None:
     scenes = world.sample_scenes(40, 91, held_out=True)
-    drawn = evaluation.judge_drawings(2.0, scenes, world.render(scenes))
+    drawn = drawing.judge_drawings(2.0, scenes, world.render(scenes))
     assert (drawn.one_object, drawn.two_objects, drawn.background, drawn.invented) == (1, 1, 1, 0)
 
 
 def test_wrong_drawings_are_wrong() -> None:
     scenes = world.sample_scenes(40, 91, held_out=True)
     recoloured = scenes.with_object(0, colour=(scenes.colour[:, 0] + 1) % len(world.COLOURS))
-    drawn = evaluation.judge_drawings(2.0, scenes, world.render(recoloured))
+    drawn = drawing.judge_drawings(2.0, scenes, world.render(recoloured))
     assert (drawn.one_object, drawn.two_objects) == (0, 0)
     assert drawn.background == 1
     assert drawn.invented == 1
-    drawn = evaluation.judge_drawings(2.0, scenes, world.render(scenes.without_object(0)))
+    drawn = drawing.judge_drawings(2.0, scenes, world.render(scenes.without_object(0)))
     assert (drawn.one_object, drawn.two_objects, drawn.invented) == (0, 0, 0)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_keep_their_plan(name: str, setup: Setup, task: tasks.Task) -> None:
-    images, rows, _ = evaluation.run_method(setup, METHODS[name], task, 3)
+    images, rows, _ = editing.run_method(setup, METHODS[name], task, 3)
     assert images.shape == task.source.shape
     assert 0 <= images.min() <= images.max() <= 1
     assert rows == METHODS[name].evaluations(STEPS)
@@ -64,9 +64,9 @@ def test_methods_keep_their_plan(name: str, setup: Setup, task: tasks.Task) -> N
 
 @torch.inference_mode()
 def test_the_same_result_every_time_and_another_with_another_seed(setup: Setup, task: tasks.Task) -> None:
-    first, again = (evaluation.run_method(setup, METHODS["inpaint"], task, 2)[0] for _ in range(2))
+    first, again = (editing.run_method(setup, METHODS["inpaint"], task, 2)[0] for _ in range(2))
     assert torch.equal(first, again)
-    other = evaluation.run_method(replace(setup, seed=5), METHODS["inpaint"], task, 2)[0]
+    other = editing.run_method(replace(setup, seed=5), METHODS["inpaint"], task, 2)[0]
     assert not torch.equal(first, other)
 
 
@@ -98,7 +98,7 @@ def test_the_whole_evaluation(file: Path, tmp_path: Path) -> None:
         (task, method) for task in ("retain", "remove") for method in ("autoencoder", "inpaint")
     ]
     assert [r["rows"] for r in results["edits"]] == [0, 4, 0, 4]
-    assert results["model"]["shares"].keys() == evaluation.BARS.keys()
+    assert results["model"]["shares"].keys() == drawing.BARS.keys()
     with Image.open(tmp_path / "retain.png") as sheet:
         assert sheet.width > 4 * world.SIZE
         assert sheet.height > 2 * world.SIZE

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bundle import load, world
 from demo_model import random_model
-from measure import evaluation, injection_methods
+from measure import editing, evaluation, injection_methods
 from measure.methods import METHODS, Setup
 from PIL import Image
 from safetensors.torch import save_file
@@ -35,7 +35,7 @@ def test_methods_keep_their_plan(name: str, setup: Setup) -> None:
     """Images of the right size, and as many UNet rows as planned."""
     injection_methods.register()
     task = tasks.make_task(injection_methods.CLAIMS[name][0], 2)
-    images, rows, _ = evaluation.run_method(setup, METHODS[name], task, 2)
+    images, rows, _ = editing.run_method(setup, METHODS[name], task, 2)
     assert images.shape == task.source.shape and torch.isfinite(images).all()
     assert rows == METHODS[name].evaluations(STEPS)
 
