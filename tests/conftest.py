@@ -69,8 +69,8 @@ def host() -> Path:
 @pytest.fixture(scope="session")
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A real ComfyUI server that has this pack and no other, in folders of its own."""
+    from machine.base_directory import base_directory
     from machine.comfy_server import ComfyServer
-    from machine.environment import base_directory
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
     with ComfyServer(Path(sys.executable), host, base, cpu=ON_CPU) as running:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .shapes import shape_distance
+
 SIZE = 128
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "yellow", "green", "blue", "purple")
@@ -179,54 +181,6 @@ def demo_scene(number: int, objects: int) -> Scenes:
     return sample_scenes(1, 900_000_000 + number, objects=objects, held_out=True)
 
 
-def _segment(x: Tensor, y: Tensor, ax: float, ay: float, bx: float, by: float) -> Tensor:
-    """Distance to the segment a-b."""
-    t = (((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2)).clamp(0, 1)
-    return ((x - ax - t * (bx - ax)) ** 2 + (y - ay - t * (by - ay)) ** 2).sqrt()
-
-
-def _polygon(x: Tensor, y: Tensor, points: list[tuple[float, float]]) -> Tensor:
-    """Signed distance to a polygon (negative inside)."""
-    inside = torch.zeros_like(x, dtype=torch.bool)
-    distance = torch.full_like(x, math.inf)
-    for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
-        distance = torch.minimum(distance, _segment(x, y, ax, ay, bx, by))
-        crosses = (ay > y) != (by > y)
-        if ay != by:
-            inside ^= crosses & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
-    return torch.where(inside, -distance, distance)
-
-
-def _regular(corners: int, radius: float) -> list[tuple[float, float]]:
-    """Corners of a regular polygon, the first one at the top."""
-    turns = [2 * math.pi * i / corners for i in range(corners)]
-    return [(radius * math.sin(turn), -radius * math.cos(turn)) for turn in turns]
-
-
-def _cross() -> list[tuple[float, float]]:
-    """Corners of a plus sign."""
-    a, b = 0.33, 0.95
-    quarter = [(-a, -b), (a, -b), (a, -a)]
-    points = []
-    for turn in range(4):
-        cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][turn]
-        points += [(x * cos - y * sin, x * sin + y * cos) for x, y in quarter]
-    return points
-
-
-def _shape_distance(index: int, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance to one shape of radius 1 around the origin (negative inside)."""
-    name = SHAPES[index]
-    if name == "circle":
-        return (x * x + y * y).sqrt() - 0.9
-    corners = {
-        "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
-        "triangle": [(px, py + 0.2) for px, py in _regular(3, 1.15)],
-        "cross": _cross(),
-    }[name]
-    return _polygon(x, y, corners)
-
-
 def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixel centres, x (1, S) and y (S, 1), in units of the image side."""
     line = (torch.arange(SIZE, device=device) + 0.5) / SIZE
@@ -245,7 +199,7 @@ def distances(scenes: Scenes) -> Tensor:
     for index in range(len(SHAPES)):
         chosen = scenes.shape == index
         if chosen.any():
-            result[chosen] = _shape_distance(index, u[chosen], v[chosen])
+            result[chosen] = shape_distance(SHAPES[index], u[chosen], v[chosen])
     return result * radius * SIZE
 
 

@@ -56,7 +56,7 @@ def has_accelerator(python: Path) -> bool:
 class ComfyServer:
     """A ComfyUI server in a process of its own; a context manager that stops it.
 
-    `base` is a base directory (environment.base_directory). `cpu=None` takes the accelerator if there is one.
+    `base` is a base directory (machine/base_directory.py). `cpu=None` takes the accelerator if there is one.
     The log goes to `log` (default: server.log in `base`).
     """
 

@@ -28,7 +28,6 @@ from machine.cache_folder import cache_folder, locked
 from machine.host_source import PACK, PINNED, HostChoice, PreparationError, Runner, choose_host, fetch_pinned, run_step
 
 STAMP = "complete.json"
-COPY_OF = ".copy-of"
 BASE_GROUP = "host"
 # An interpreter that has all of these can run ComfyUI; the lines of requirements.txt are not looked up one by
 # one, because names of packages and of modules differ.
@@ -241,56 +240,6 @@ def prepare(
         ) from error
     print(f"[attention-edit] {made.source}: {made.host}\n[attention-edit] Python: {made.python}", flush=True)
     return made
-
-
-def _link_folder(target: Path, link: Path) -> None:
-    """Link `link` to the folder `target`: a symbolic link, on Windows a junction, else a copy."""
-    try:
-        if sys.platform == "win32":
-            import _winapi
-
-            _winapi.CreateJunction(str(target), str(link))
-        else:
-            link.symlink_to(target, target_is_directory=True)
-    except OSError:
-        _copy_folder(target, link)
-
-
-def _copy_folder(target: Path, copy: Path) -> None:
-    """A copy that says what it is a copy of; begun elsewhere, so that a cut one is never taken for whole."""
-    part = copy.parent.parent / f"{copy.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(target, part, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    (part / COPY_OF).write_text(str(target.resolve()), "utf-8")
-    shutil.rmtree(copy, ignore_errors=True)
-    part.rename(copy)
-
-
-def _is_copy(folder: Path, target: Path) -> bool:
-    try:
-        return (folder / COPY_OF).read_text("utf-8") == str(target.resolve())
-    except OSError:
-        return False
-
-
-def base_directory(root: Path, pack: Path = PACK) -> Path:
-    """Make `root` a ComfyUI base directory (main.py --base-directory) that has this pack and no other.
-
-    The user's own ComfyUI folders stay untouched by what runs with it. Returns `root`, made absolute.
-    """
-    root = root.absolute()
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    link = root / "custom_nodes" / "attention-edit"
-    if not os.path.lexists(link):
-        _link_folder(pack, link)
-    elif _is_copy(link, pack):  # it may be older than the pack
-        _copy_folder(pack, link)
-    elif link.resolve() != pack.resolve():
-        raise PreparationError(
-            f"{link} is there already and is not this pack ({pack}); remove it or name another folder."
-        )
-    return root
 
 
 def run_in_environment(script: str | Path, arguments: Sequence[str] = (), extras: Sequence[str] = ()) -> int:

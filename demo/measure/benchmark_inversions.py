@@ -162,6 +162,7 @@ def main(arguments: list[str]) -> int:
     """Measure, print the table and write it to a file; returns the exit code."""
     import torch
     from machine.own_process import run_cases
+    from measure import results
 
     parser = argparse.ArgumentParser(prog="demo/benchmark.py inversions", description=__doc__)
     parser.add_argument("--steps", type=int, default=4, help="DDIM steps of each case")
@@ -169,6 +170,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--width", type=int, default=320, help="channels of the first block; 320 is SD1.5")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path, default=Path("build/benchmark.md"))
+    parser.add_argument("--write", action="store_true", help="put the table into demo/RESULTS.md too")
     parser.add_argument("--case", choices=CASES, help="only this one, as JSON")
     chosen = parser.parse_args(arguments)
     if chosen.case is not None:
@@ -182,4 +184,6 @@ def main(arguments: list[str]) -> int:
     print(text)
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(text, "utf-8")
+    if chosen.write:
+        results.write_benchmark("inversions", arguments, text)
     return 0

@@ -52,6 +52,29 @@ def flop_counter() -> Any:
     return counting.FlopCounterMode(display=False, custom_mapping=added)
 
 
+def edited(model: Any, record: Any, case: str, chosen: argparse.Namespace) -> Any:
+    """A model under CPAM and under what a case takes for MAG-Edit."""
+    import torch
+    from machine.pack import pack_module
+
+    size = chosen.size
+    cpam, masks = pack_module("attention.methods.cpam").CPAM, pack_module("attention.masks.edit_masks").EditMasks
+    mask = torch.zeros(1, size, size, dtype=torch.bool)
+    mask[:, size // 4 : size // 2, size // 4 : size // 2] = True
+    engine, install = pack_module("attention.engine.install"), pack_module("attention.methods.mag.install")
+    kind = published(pack_module) if case == "published" else pack_module("attention.methods.mag.control").MAG
+    under = cpam(masks(mask, mask, False, mask), normal_share=0.0, localized=False)
+    part = kind(
+        ((5,),),
+        mask,
+        iterations=0 if case == "unguided" else chosen.iterations,
+        end=1.0,
+        blend=1.0,
+        checkpointing="checkpointed" in case,
+    )
+    return install.add_guidance(engine.install(model, under, record), part, record)
+
+
 def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
     """Run one step of a case twice: with the clock, and with the operations counted."""
     import comfy.model_management
@@ -75,21 +98,7 @@ def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
         conditioning=states[2],
     )
     if case != "plain":
-        cpam, masks = pack_module("attention.methods.cpam").CPAM, pack_module("attention.masks.edit_masks").EditMasks
-        mask = torch.zeros(1, size, size, dtype=torch.bool)
-        mask[:, size // 4 : size // 2, size // 4 : size // 2] = True
-        engine, install = pack_module("attention.engine.install"), pack_module("attention.methods.mag.install")
-        kind = published(pack_module) if case == "published" else pack_module("attention.methods.mag.control").MAG
-        under = cpam(masks(mask, mask, False, mask), normal_share=0.0, localized=False)
-        part = kind(
-            ((5,),),
-            mask,
-            iterations=0 if case == "unguided" else chosen.iterations,
-            end=1.0,
-            blend=1.0,
-            checkpointing="checkpointed" in case,
-        )
-        model = install.add_guidance(engine.install(model, under, record), part, record)
+        model = edited(model, record, case, chosen)
 
     def run() -> None:
         guider = comfy.samplers.CFGGuider(model)
@@ -151,6 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--size", type=int, default=64, help="side of the latent, 64 for 512 pixels")
     parser.add_argument("--width", type=int, default=320, help="channels of the first block; 320 is SD1.5")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--write", action="store_true", help="put the table into demo/RESULTS.md too")
     parser.add_argument("--case", choices=CASES, help="only this one, as JSON")
     chosen = parser.parse_args(list(arguments))
     if chosen.case is not None:
@@ -159,5 +169,10 @@ def main(arguments: Sequence[str]) -> int:
     found = run_cases("mag", CASES, arguments)
     if found is None:
         return 1
-    print(table(found, chosen.iterations))
+    text = table(found, chosen.iterations)
+    print(text)
+    if chosen.write:
+        from measure import results
+
+        results.write_benchmark("mag", arguments, text)
     return 0

@@ -43,10 +43,8 @@ def _inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]
 
 def _masks(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
     found = mask_evaluation.measure(setup, options)
-    shown = [
-        mask_evaluation.table([cost for cost in found if cost.task == name]) for name in {c.task: 0 for c in found}
-    ]
-    return [asdict(cost) for cost in found], "\n".join(shown)
+    by_task = [[cost for cost in found if cost.task == name] for name in mask_evaluation.TASKS]
+    return [asdict(cost) for cost in found], "\n".join(mask_evaluation.table(costs) for costs in by_task if costs)
 
 
 def _maps(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:

@@ -71,6 +71,11 @@ def write(name: str, command: str, state: str, tables: str, file: Path = FILE) -
         part.unlink(missing_ok=True)
 
 
+def write_benchmark(part: str, arguments: Sequence[str], tables: str) -> None:
+    """Put what a part of `demo/benchmark.py` measured into its section, "benchmark" and the part's name."""
+    write(f"benchmark {part}", command_of("demo/benchmark.py", [part, *arguments]), state(None), tables)
+
+
 def command_of(script: str, arguments: Sequence[str]) -> str:
     """The command line that measures the same again, without where its results go."""
     told, value_follows = [], False

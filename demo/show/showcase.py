@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine.base_directory import base_directory
 from machine.cache_folder import cache_folder
 from machine.comfy_server import ComfyServer
-from machine.environment import base_directory
 from machine.host_source import PACK, PreparationError
 from machine.prompt_result import PromptError, ServerError
 from PIL import Image

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from machine import environment, host_source
-from machine.environment import base_directory, prepare, venv_python
+from machine.base_directory import base_directory
+from machine.environment import prepare, venv_python
 from machine.host_source import PinnedHost, PreparationError, choose_host, fetch_pinned, unpack_folder
 
 PINS = """
