@@ -15,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 import torch
 from bundle import world
+from bundle.shapes import shape_distance
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
@@ -161,7 +162,7 @@ def _templates() -> tuple[Array, NDArray[np.int64]]:
     for shape in range(len(world.SHAPES)):
         for angle in _ANGLES:
             cos, sin = math.cos(angle), math.sin(angle)
-            inside = world._shape_distance(shape, x * cos + y * sin, y * cos - x * sin) < 0
+            inside = shape_distance(world.SHAPES[shape], x * cos + y * sin, y * cos - x * sin) < 0
             for scale in _SCALES:
                 drawn.append(_normalise(inside.numpy(), scale).ravel() > 0.5)
                 names.append(shape)

@@ -123,7 +123,7 @@ def test_a_foreign_file(file: Path, tmp_path: Path, change, words: str) -> None:
 
 
 def test_it_is_a_part_of_the_pack_too() -> None:
-    inside = importlib.import_module("attention_edit.demo.load")
+    inside = importlib.import_module("attention_edit.demo.bundle.load")
     assert inside.FILE.resolve() == load.FILE.resolve()
     assert inside.UNET == load.UNET
 
