@@ -1,7 +1,8 @@
 """`python tests [--only-pytest] [pytest's arguments]`: prepare the environment, then check everything.
 
 Runs ruff (check, format), the type checker and pytest in the private environment of demo/machine/environment.py; the
-exit code is not zero when one of them failed. `--only-pytest` leaves out all but pytest.
+exit code is not zero when one of them failed. `--only-pytest` leaves out all but pytest. The slow tests of
+the demo's evaluation (mark `measure`) run on CI, and when `-m measure` or their file asks for them.
 """
 
 from __future__ import annotations
@@ -37,17 +38,29 @@ def _type_check_config(environment: Environment, folder: Path) -> Path:
     return config
 
 
-def _without_browser(arguments: Sequence[str]) -> list[str]:
-    """Pytest's arguments that leave the front end's tests out where there is no Chromium, but not on CI."""
-    program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-    if Path(program).is_file() or "CI" in os.environ or "-m" in arguments:
+def _left_out(arguments: Sequence[str], named: bool) -> list[str]:
+    """Pytest's arguments that leave tests out, but not on CI and not where `-m` chooses.
+
+    These are the front end's where there is no Chromium, and the slow ones of the demo's evaluation where nothing is
+    `named`.
+    """
+    if "CI" in os.environ or "-m" in arguments:
         return []
-    print(
-        f"\n[attention-edit] NO CHROMIUM at {program}: the tests of the front end are LEFT OUT. Install Debian's "
-        "package chromium, or name a Chromium or Chrome in the variable CHROMIUM.",
-        flush=True,
-    )
-    return ["-m", "not browser"]
+    marks = []
+    program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if not Path(program).is_file():
+        print(
+            f"\n[attention-edit] NO CHROMIUM at {program}: the tests of the front end are LEFT OUT. Install Debian's "
+            "package chromium, or name a Chromium or Chrome in the variable CHROMIUM.",
+            flush=True,
+        )
+        marks.append("not browser")
+    if not named:
+        print(
+            "\n[attention-edit] the slow tests of the demo's evaluation are left out; -m measure runs them", flush=True
+        )
+        marks.append("not measure")
+    return ["-m", " and ".join(marks)] if marks else []
 
 
 def _step(name: str, command: Sequence[object], variables: Mapping[str, str], results: dict[str, int]) -> None:
@@ -83,8 +96,8 @@ def main(arguments: list[str]) -> int:
             check = [python, "-m", "basedpyright", "--project", config, "--pythonpath", python]
             _step("basedpyright", check, variables, results)
         _report(results)
-    arguments = [*arguments, *_without_browser(arguments)]
     named = any((PACK / argument.split("::")[0]).exists() for argument in arguments)
+    arguments = [*arguments, *_left_out(arguments, named)]
     pytest = [python, "-m", "pytest", "-c", TESTS / "pytest.ini", *arguments, *([] if named else [TESTS])]
     _step("pytest", pytest, variables, results)
     failed = [name for name, code in results.items() if code != 0]

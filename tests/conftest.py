@@ -60,6 +60,15 @@ def _enter_host() -> None:
 _enter_host()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the server or the browser, by whatever fixture, has their mark."""
+    for item in items:
+        for name in ("server", "browser"):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(name)
+
+
 @pytest.fixture(scope="session")
 def host() -> Path:
     """The folder of ComfyUI."""

@@ -61,6 +61,7 @@ def test_a_plot_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
         assert len(picture.convert("RGB").getcolors(100_000)) > 3
 
 
+@pytest.mark.measure
 def test_the_benchmark_on_a_narrow_network(tmp_path: Path) -> None:
     output = tmp_path / "table.md"
     assert benchmark_inversions.main(["--steps", "1", "--size", "64", "--width", "32", "--output", str(output)]) == 0

@@ -69,6 +69,7 @@ def test_two_at_once_runs_with_two_guided_words(setup: Setup) -> None:
     assert not torch.equal(guided, bare)
 
 
+@pytest.mark.measure
 @torch.inference_mode()
 def test_tables_and_ablations_run(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One command each: every baseline on every task, and every setting of the ablations on the first."""

@@ -67,6 +67,7 @@ def test_costs_gather_what_was_made_of_a_mask() -> None:
     assert table.count("\n") == 2 + len(FAULTS) and "25.0 %" in table and "30.0 dB" in table
 
 
+@pytest.mark.measure
 def test_runs(tmp_path: Path) -> None:
     """Every fault and every way to refine, with the evaluations that were planned."""
     file = tmp_path / "model.safetensors"

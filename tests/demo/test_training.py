@@ -12,6 +12,7 @@ from training import training
 TINY = ["--autoencoder-steps", "1", "--steps", "8", "--batch", "2", "--autoencoder-batch", "2", "--scenes", "4"]
 
 
+@pytest.mark.measure
 def test_trains_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "STATE", tmp_path / "state")
     shares = []

@@ -105,7 +105,7 @@ def test_without_an_image_there_is_no_source_prompt_to_check():
     class Run:
         inversion = None
 
-    check_source_prompt(Run(), replace(SOURCE, states=torch.zeros(1, 77, 8)), "P2P")
+    assert check_source_prompt(Run(), replace(SOURCE, states=torch.zeros(1, 77, 8)), "P2P") is None  # refuses nothing
 
 
 def test_layers_beyond_the_last_one_are_warned_of(model, inversion, caplog):

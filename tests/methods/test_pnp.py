@@ -42,9 +42,16 @@ def test_no_windows_are_the_stock_sampler_bit_for_bit(model, inversion):
     assert torch.equal(edits.run(model, inversion, PnP(0.0, 0.0)), edits.run(model, inversion))
 
 
-def test_both_parts_act_in_both_halves(model, inversion):
-    plain, maps, features = (edits.run(model, inversion, *c) for c in ((), (PnP(0.5, 0.0),), (PnP(0.0, 0.8),)))
-    assert not torch.equal(plain, maps) and not torch.equal(plain, features)
+@pytest.mark.parametrize("cfg", [0.0, 1.0], ids=["negative half", "positive half"])
+@pytest.mark.parametrize("part", [PnP(0.5, 0.0), PnP(0.0, 0.8)], ids=["maps", "features"])
+def test_both_parts_act_in_both_halves(model, inversion, part, cfg):
+    """At these guidances the result is that of one half alone."""
+    plain, edited, other = (
+        edits.run(model, inversion, *controls, cfg=cfg, positive=positive)
+        for controls, positive in (((), 2), ((part,), 2), ((part,), 4))
+    )
+    assert torch.equal(edited, other) == (cfg == 0), "the other half has a part in it"
+    assert edits.difference(edited, plain) > 1e-3
 
 
 @pytest.mark.parametrize("packed", [False, True])
