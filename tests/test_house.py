@@ -68,7 +68,6 @@ KNOWN: dict[str, set[str]] = {
         "resize: attention/maps/heat.py, attention/masks/cells.py",
         "select: attention/maps/heat.py, attention/masks/target.py",
     },
-    "belongings": {"attention/methods/background: add tests/methods/test_background.py"},
 }
 """Breaches that wait to be mended, by rule."""
 
