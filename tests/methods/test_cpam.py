@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import edits
 import pytest
 import tiny
 import torch
 from attention_edit.attention.engine.acts import NULL_TEXT
-from attention_edit.attention.engine.call import AttentionCall, Features
-from attention_edit.attention.engine.plan import Plan
-from attention_edit.attention.engine.run import Run
-from attention_edit.attention.engine.site import Own
 from attention_edit.attention.masks.cells import resize
 from attention_edit.attention.methods import cpam as module
 from attention_edit.attention.methods.cpam import CPAM
-from attention_edit.host.families import SD1
-
-HEADS, WIDTH, SIDE = 2, 8, 8
-
-
-def attend(q, k, v):
-    q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
-    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-    return (scores @ v).transpose(1, 2).flatten(2)
-
-
-def masked_attention(q, k, v, keys):
-    """The papers' code: log M added to the columns of masked keys."""
-    q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + torch.log(keys.double())
-    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def make_call(  # noqa: PLR0913, PLR0917
-    control, layer=9, step=10, seed=0, chunks=2, batch=1, extra=None, tokens=None, side=SIDE
-):
-    """One attention with random features in float64, at a step of a 50-step run."""
-    sigmas = [float(s) for s in range(50, 0, -1)]
-    run = Run(SD1, seed, [*sigmas, 0.0], (SIDE, SIDE), SimpleNamespace(conds={}), plan=Plan((control,)))
-    run.move_to(sigmas[step])
-    run.states[control] = control.begin(run)
-    rows, tokens = chunks * batch, tokens or side * side
-    q, k, v = (random(rows, n, HEADS * WIDTH, seed=i) for i, n in enumerate((side * side, tokens, tokens)))
-    source = Features(*(random(rows, side * side, HEADS * WIDTH, seed=10 + i) for i in range(3)))
-    return AttentionCall(
-        run=run,
-        layer=SD1.layers[layer],
-        shape=(side, side),
-        q=q,
-        k=k,
-        v=v,
-        conditional=(False, True)[:chunks],
-        batch=batch,
-        own=Own(lambda: attend(q, k, v), plain=True),
-        attend=attend,
-        source=source,
-        state=run.states[control],
-        extra=extra,
-    )
+from calls import HEADS, SIDE, WIDTH, attend, make_call, masked_attention, random
 
 
 def at(mask):

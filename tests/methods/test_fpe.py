@@ -9,26 +9,14 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.engine import install as engine
-from attention_edit.attention.engine.acts import Act, How, Site
-from attention_edit.attention.engine.control import Control
+from attention_edit.attention.engine.acts import Site
 from attention_edit.attention.engine.layers import ALL, PAPER, RESOLUTION, layers_of
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.host.families import SD1, SDXL
-from attention_edit.host.models import latent_of
-from attention_edit.inversion.generated import GeneratedSource
-
-FAMILIES = pytest.mark.parametrize(("kind", "v"), [("SD1", False), ("SD2", True), ("SDXL", False)])
-
-
-def generated(model, kind="SD1", steps=4, guidance=7.5, prompt=5):
-    """A generated source: the prompt of seed 5 against that of seed 3."""
-    with torch.inference_mode():
-        latent = {"samples": tiny.latent(1)}
-        source = GeneratedSource(steps, seed=7)
-        inversion = source(model, latent, tiny.prompt(prompt, kind), tiny.prompt(3, kind), guidance).inversion
-        return inversion, latent_of(model, inversion.latents[0])
+from calls import Spy, reference
+from sources import FAMILIES, generated
 
 
 def indices(family, rule):
@@ -84,33 +72,6 @@ def test_a_generated_source_is_what_the_hosts_sampler_draws(model):
 def test_a_model_with_edits_draws_no_source(model, inversion):
     with pytest.raises(ValueError, match="already carries edits"):
         generated(engine.install(model, FPE(), inversion))
-
-
-class Spy(Control):
-    """Looks at what FPE stands on and leaves behind in one layer."""
-
-    name = "spy"
-
-    def __init__(self, halves=None):
-        self.calls, self.halves = [], halves
-
-    def acts_on(self, family):
-        # It reads the source as FPE does, to be compared with.
-        reads = "" if self.halves is None else "qk"
-        acts = {"do": self.look, "reads": reads, "own_half": bool(self.halves), "how": How.STANDS_ON}
-        return (Act(Site.SELF, family.layers[:4], **acts),)
-
-    def look(self, call):
-        out = call.own()
-        self.calls.append((call, out))
-        return out
-
-
-def reference(call, q, k, v):
-    heads = call.heads
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-    return weights, (weights @ v).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -10,7 +10,7 @@ from attention_edit.attention.methods import local_blend as module
 from attention_edit.attention.methods.local_blend import LocalBlend, _above
 from attention_edit.attention.methods.p2p import P2P
 from prompts import prompt
-from test_fpe import generated
+from sources import generated
 
 CAT, DOG = prompt("a cat on a mat"), prompt("a dog on a mat")
 BLEND = LocalBlend(CAT, DOG, ["cat"], ["dog"], start=0.0)

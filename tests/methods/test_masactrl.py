@@ -16,9 +16,9 @@ from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.masactrl import MasaCtrl, WordMasks
 from attention_edit.attention.methods.p2p import P2P
 from attention_edit.host.families import SD1
+from calls import attend, make_call, masked_attention
 from prompts import prompt
-from test_cpam import attend, make_call, masked_attention
-from test_fpe import FAMILIES, generated
+from sources import FAMILIES, generated
 
 CAT, DOG = prompt("a cat on a mat"), prompt("a dog on a mat")
 EVERYWHERE = MasaCtrl(start=0.0, first_layer=0)

@@ -21,7 +21,7 @@ from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.p2p import P2P, REFINE, SWAP
 from attention_edit.host.families import SD1
 from prompts import prompt
-from test_fpe import FAMILIES, generated
+from sources import FAMILIES, generated
 
 CAT, DOG, BLACK = prompt("a cat on a mat"), prompt("a dog on a mat"), prompt("a black cat on a mat")
 HEADS, WIDTH, SIDE = 2, 8, 4

@@ -13,7 +13,7 @@ from attention_edit.attention.engine import residual
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.pnp import PnP
 from attention_edit.host.families import SD1, SD2, SDXL
-from test_fpe import FAMILIES, generated
+from sources import FAMILIES, generated
 
 
 def test_layers_and_blocks():

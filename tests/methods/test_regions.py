@@ -18,7 +18,7 @@ from attention_edit.attention.masks.cells import resize
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.regions import ELSEWHERE, RegionPrompts, make_region
 from attention_edit.host.families import SD1
-from test_cpam import HEADS, SIDE, WIDTH, attend, random
+from calls import HEADS, SIDE, WIDTH, attend, random
 
 MAIN = ELSEWHERE[1]
 LEFT, RIGHT = edits.box(0, 0, 128, 64), edits.box(0, 64, 128, 64)
