@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 PACK = Path(__file__).resolve().parents[1]
-ON_CPU = os.environ.get("ATTENTION_EDIT_DEVICE", "cpu") == "cpu"
+DEVICE = os.environ.get("ATTENTION_EDIT_DEVICE", "cpu")
+ON_CPU = DEVICE == "cpu"
+HOST_OPTIONS = {"cpu": ["--cpu"], "simulated": ["--directml", "0"]}
+"""What ComfyUI is told of the device; of any other it finds out itself."""
 CHROMIUM_FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -44,7 +47,9 @@ def _enter_host() -> None:
     sys.path.insert(0, str(host))
     sys.path.extend([str(PACK / "demo"), str(PACK / "tests" / "help")])
     # The host reads the command line at the first import of comfy.cli_args; it must see its own options only.
-    arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if ON_CPU else [])]
+    if DEVICE == "simulated":
+        sys.path.append(str(PACK / "tests" / "simulated_gpu" / "stand_in"))
+    arguments, sys.argv = sys.argv, [sys.argv[0], *HOST_OPTIONS.get(DEVICE, [])]
     import comfy.options
 
     comfy.options.enable_args_parsing()

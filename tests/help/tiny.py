@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import comfy.model_base
@@ -14,6 +15,9 @@ from torch import Tensor
 
 CONTEXT = 16
 SIZE = 16
+CPU = torch.device("cpu")
+DEVICE = CPU if os.environ.get("ATTENTION_EDIT_DEVICE", "cpu") == "cpu" else comfy.model_management.get_torch_device()
+"""Where the tiny models run; $ATTENTION_EDIT_DEVICE other than "cpu" is the host's choice."""
 
 
 def _config(kind: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -95,12 +99,20 @@ CUT_DOWN: dict[str, tuple[str, str, dict[str, Any]]] = {
 _HOST_CONFIGS = {"SD1": "SD15", "SD2": "SD20", "SDXL": "SDXL"} | {kind: name for kind, (_, name, _) in CUT_DOWN.items()}
 
 
-def tiny_model(kind: str = "SD1", v: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def tiny_model(
+    kind: str = "SD1",
+    v: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    device: torch.device = DEVICE,
+) -> Any:
     """A host MODEL with random weights.
 
     Args:
         kind: SD1, SD2 or SDXL, or one of CUT_DOWN.
         v: v-prediction instead of eps.
+        dtype: of the weights, which the host computes in.
+        device: where it runs; its weights wait on the CPU until the host loads them.
     """
     config_name = _HOST_CONFIGS[kind]
     kind, _, other = CUT_DOWN.get(kind, (kind, "", {}))
@@ -108,7 +120,7 @@ def tiny_model(kind: str = "SD1", v: bool = False, dtype: torch.dtype = torch.fl
     config.unet_config |= {"num_heads": -1, "num_head_channels": 8}
     base = comfy.model_base.SDXL if kind == "SDXL" else comfy.model_base.BaseModel
     prediction = comfy.model_base.ModelType.V_PREDICTION if v else comfy.model_base.ModelType.EPS
-    model = base(config, prediction, device="cpu")
+    model = base(config, prediction, device=CPU)
     rng = torch.Generator().manual_seed(seed)
     for weight_name, weight in model.diffusion_model.named_parameters():
         if weight.ndim > 1:
@@ -116,8 +128,7 @@ def tiny_model(kind: str = "SD1", v: bool = False, dtype: torch.dtype = torch.fl
         else:
             weight.data.fill_(1.0 if weight_name.endswith("weight") else 0.0)
     model.eval()
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=CPU)
 
 
 def prompt(seed: int, kind: str = "SD1", tokens: int = 77, batch: int = 1) -> list[Any]:

@@ -1,0 +1,112 @@
+"""Every method, inversion and map on the simulated GPU: one device per operation, finite, and near the CPU's result.
+
+Tolerance. A type keeps p bits, so each stored value is off by at most u = 2^-p of itself: 2^-24, 2^-11 and 2^-8 for
+float32, float16 and bfloat16. The residual stream of these UNets is stored about 50 times on the way, each time with
+an error of its own, which add up as their root, 7 u. Guidance 7.5 takes 7.5 times one prediction less 6.5 times the
+other: independent errors grow by (7.5^2 + 6.5^2)^0.5, 10. Rounded weights are as much again: 1.4. Together 100 u of
+what a prediction weighs, whatever the type; without guidance it is 10 u. A device that computes otherwise than the
+CPU (a mask dropped, a half of guidance swapped) is off by tens of percents, float32's bound being 6e-6.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import acts
+import device
+import pytest
+import tiny
+import torch
+from acts import BY_THRESHOLD, INVERSIONS, METHODS, PACKS, Place
+from torch import Tensor
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+ROUNDINGS = 100
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Largest relative error of one stored value."""
+    return torch.finfo(dtype).eps / 2
+
+
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert found.device == tiny.CPU and found.shape == expected.shape
+    assert torch.isfinite(found).all()
+    error = float((found.float() - expected.float()).norm() / expected.float().norm())
+    assert error <= ROUNDINGS * unit(dtype), f"off by {error / unit(dtype):.0f} units of {dtype}"
+
+
+@cache
+def of_the_cpu(kind: str, name: str, dtype: torch.dtype) -> Tensor:
+    """A method's result on the CPU, in float32 where it does not go by a threshold."""
+    return acts.edit(Place(tiny.CPU, kind, dtype if name in BY_THRESHOLD else torch.float32), name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("dtype", "packed", "text_there"),
+    [
+        pytest.param(torch.float16, False, False, id="float16"),
+        pytest.param(torch.bfloat16, True, True, id="bfloat16-packed-text_there"),
+        pytest.param(torch.float32, False, True, id="float32-text_there"),
+    ],
+)
+def test_methods(name: str, dtype: torch.dtype, packed: bool, text_there: bool) -> None:
+    place = Place(device.DEVICE, "SD1", dtype, text_there)
+    assert_near(acts.measured(place, name, packed).latent, of_the_cpu("SD1", name, dtype), dtype)
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_packed_with_the_text_on_the_host(name: str) -> None:
+    place = Place(device.DEVICE, "SD1", torch.float32)
+    assert_near(acts.edit(place, name, packed=True), of_the_cpu("SD1", name, torch.float32), torch.float32)
+
+
+# A method meets two of the three types in each of the other families; all methods together meet all of them in both.
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", ["SD2", "SDXL"])
+def test_families(kind: str, name: str) -> None:
+    number = list(METHODS).index(name) + (kind == "SDXL")
+    dtype = TYPES[number % 3]
+    place = Place(device.DEVICE, kind, dtype, text_there=number % 2 == 1)
+    assert_near(acts.edit(place, name, packed=number % 4 < 2), of_the_cpu(kind, name, dtype), dtype)
+
+
+@cache
+def inverted_by_the_cpu(name: str) -> Tensor:
+    return acts.invert(Place(tiny.CPU), name)
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+@pytest.mark.parametrize(
+    ("dtype", "text_there"), [(torch.float32, True), (torch.float16, False), (torch.bfloat16, True)]
+)
+def test_inversions(name: str, dtype: torch.dtype, text_there: bool) -> None:
+    place = Place(device.DEVICE, "SD1", dtype, text_there)
+    assert_near(acts.invert(place, name), inverted_by_the_cpu(name), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_guidance(dtype: torch.dtype, checkpointing: bool) -> None:
+    part = acts.guidance(checkpointing=checkpointing, iterations=1)
+    expected = acts.edit(Place(tiny.CPU), "CPAM", guided=part)
+    place = Place(device.DEVICE, "SD1", dtype, text_there=checkpointing)
+    assert_near(acts.edit(place, "CPAM", guided=part), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_maps(dtype: torch.dtype) -> None:
+    """What is shown of a run lies on the CPU, and is near the CPU's."""
+    expected = acts.recorded_maps(Place(tiny.CPU))
+    found = acts.recorded_maps(Place(device.DEVICE, "SD1", dtype, text_there=dtype == torch.bfloat16))
+    for name, value in found.items():
+        assert_near(value, expected[name], dtype)
+
+
+def test_two_devices_in_one_operation_are_an_error() -> None:
+    """What these tests rely on."""
+    there = torch.ones(3, device=device.DEVICE)
+    with pytest.raises(RuntimeError, match="same device"):
+        there + torch.ones(3)
+    assert float((there + torch.ones(())).sum()) == 6

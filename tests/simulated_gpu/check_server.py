@@ -1,0 +1,46 @@
+"""Whole workflows on a real server whose GPU is the simulated one: their pictures show what the prompt says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from made import assert_reads, execute, prompt_of
+from scenes import expected
+
+if TYPE_CHECKING:
+    from machine.comfy_server import ComfyServer
+
+STAND_IN = Path(__file__).resolve().parent / "stand_in"
+
+
+@pytest.fixture(scope="module")
+def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A ComfyUI server that takes the simulated device for its GPU, with text and latents on it too."""
+    from machine.comfy_server import ComfyServer
+    from machine.environment import base_directory
+
+    base = base_directory(tmp_path_factory.mktemp("comfyui"))
+    options = ["--directml", "0", "--gpu-only"]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), *([before] if before else [])])
+    try:
+        with ComfyServer(Path(sys.executable), host, base, cpu=False, extra_args=options) as running:
+            yield running
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@pytest.mark.parametrize("name", ["p2p-swap", "masactrl", "fpe", "pnp", "cpam-replace"])
+def test_workflows(name: str, server: ComfyServer) -> None:
+    """Read from the pixels: what Edit Prompt says; and the server's device was the simulated one."""
+    made = execute(server, name, prompt_of(server, name))
+    assert "Using directml with device: simulated" in server.log_text()
+    assert_reads(made.images["After"], expected.text_of(made.prompt))
