@@ -27,7 +27,7 @@ class Cost:
         forward: evaluations, counted in latents.
         backward: evaluations that went back through the UNet too.
         seconds: wall time.
-        memory: highest number of bytes above those at the start; on a CPU the process's, looked at after each call.
+        memory: highest number of bytes above those at the first call; on a CPU the process's, looked at after each.
     """
 
     device: torch.device
@@ -41,6 +41,8 @@ class Cost:
 
     def __call__(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The host's APPLY_MODEL wrapper."""
+        if self.forward == 0:
+            self._from_here()  # the host has loaded the weights by now, which are not the run's
         self.forward += len(x)
         out = executor(x, *args, **kwargs)
         self.note_memory()
@@ -54,6 +56,10 @@ class Cost:
     def begin(self) -> None:
         """Start the clock."""
         self._clock = time.perf_counter()
+        self._from_here()
+
+    def _from_here(self) -> None:
+        """Count memory from what is in use now."""
         self._start = psutil.Process().memory_info().rss
         if _counts_itself(self.device):
             torch.accelerator.reset_peak_memory_stats(self.device)

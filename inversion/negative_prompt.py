@@ -20,6 +20,7 @@ from .record import Inversion
 
 def slerp(share: float, start: Tensor, end: Tensor) -> Tensor:
     """Spherical interpolation of texts (B, L, C), each taken as one vector: start at share 0, end at 1."""
+    end = end.to(start.device)  # an inversion read from a file has its text on the CPU
     a, b = start.flatten(1), end.flatten(1)
     cosine = (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1, keepdim=True)
     angle = torch.acos(cosine.clamp(-1, 1))
