@@ -43,6 +43,7 @@ from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.inversion.record import Inversion
 from comfy.cli_args import args
 from comfy.model_management import load_models_gpu
+from comfy.patcher_extension import WrappersMP
 from prompts import prompt
 from torch import Tensor
 
@@ -155,9 +156,13 @@ def edit(
     packed: bool = False,
     inversion: Inversion | None = None,
     guided: MAG | None = None,
+    on_pass: Callable[[], None] | None = None,
     **options: Any,
 ) -> Tensor:
-    """The latent (1, 4, h, w), on the CPU, that a method leaves on a place."""
+    """The latent (1, 4, h, w), on the CPU, that a method leaves on a place.
+
+    `on_pass` is called ahead of each pass through the UNet.
+    """
     inversion = inversion or source(place.kind)
     with place.flags():
         if place.text_there:
@@ -168,6 +173,8 @@ def edit(
         if guided is not None:
             model = add_guidance(model, guided, inversion)
         model = engine.pin(model, inversion, tuple(inversion.schedule))
+        if on_pass is not None:
+            model.add_wrapper(WrappersMP.DIFFUSION_MODEL, lambda run, *a, **k: (on_pass(), run(*a, **k))[1])
         start = torch.zeros_like(place.latent()["samples"])
         return tiny.sample(model, place.text(2), place.text(3), start, STUB, **options).cpu()
 
@@ -213,7 +220,8 @@ def _null_text(place: Place, found: Inversion, **settings: Any) -> Tensor:
 
 
 def _negative(place: Place, found: Inversion) -> Tensor:
-    made = negative_prompt_inversion(found, place.text(3), 0.5)
+    read = replace(found, conditioning=tiny.prompt(5, place.kind))  # as from a file, with its text on the CPU
+    made = negative_prompt_inversion(read, place.text(3), 0.5)
     return reconstruct(place.model, made, 7.5, None).latent
 
 
@@ -262,3 +270,13 @@ def recorded_maps(place: Place) -> dict[str, Tensor]:
         "self": found.features,
         "text": states.cpu(),
     }
+
+
+def judge(found: int, bound: int, known: dict[str, int], name: str, what: str) -> None:
+    """Fail above the bound, or off what is known to be above it."""
+    if name not in known:
+        assert found <= bound, f"{name}: {found} {what}, at most {bound} allowed"
+        return
+    assert found <= known[name], f"{name}: {found} {what}, worse than the known {known[name]} (aim: {bound})"
+    better = f"lower it to {found}" if found > bound else "take it out"
+    assert found == known[name], f"{name}: only {found} {what} now, {known[name]} are on the list; {better}"

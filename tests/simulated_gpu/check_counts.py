@@ -13,7 +13,7 @@ import acts
 import device
 import pytest
 import torch
-from acts import METHODS, PLAIN, STEPS, Place
+from acts import METHODS, PLAIN, STEPS, Place, judge
 from attention_edit.inversion.null_text import Settings, null_text_inversion
 
 HALF = Place(device.DEVICE, dtype=torch.float16)
@@ -51,16 +51,6 @@ KNOWN_GUIDED: dict[str, int] = {"MAG": 5, "null text": 13}
 def steps_of(name: str) -> tuple[tuple[int, int], ...]:
     """Waits and copies to the device of each step after the first."""
     return acts.measured(HALF, name).steps
-
-
-def judge(found: int, bound: int, known: dict[str, int], name: str, what: str) -> None:
-    """Fail above the bound, or off what is known to be above it."""
-    if name not in known:
-        assert found <= bound, f"{name}: {found} {what}, at most {bound} allowed"
-        return
-    assert found <= known[name], f"{name}: {found} {what}, worse than the known {known[name]} (aim: {bound})"
-    better = f"lower it to {found}" if found > bound else "take it out"
-    assert found == known[name], f"{name}: only {found} {what} now, {known[name]} are on the list; {better}"
 
 
 def test_plain_sampling_waits_once_a_step() -> None:

@@ -6,10 +6,35 @@ import gc
 
 import device
 import pytest
+import tiny
 import torch
-from acts import METHODS, PLAIN, Place, edit, guidance, measured
+from acts import METHODS, PLAIN, STEPS, Place, edit, guidance, judge, measured
+from attention_edit.host.families import family_of
 
 HALF = Place(device.DEVICE, dtype=torch.float16)
+
+CHANNELS = {1: 32, 2: 64, 4: 128, 8: 128}
+"""Of the tiny SD1.x's layers by scale."""
+
+READ = {"FPE": 2, "MasaCtrl": 2, "CPAM": 2}
+"""How many of a layer's queries, keys and values these methods read of the source: (q, k), (k, v) and (k, v)."""
+
+KNOWN_KEPT: dict[str, int] = {"FPE": 3, "MasaCtrl": 3, "CPAM": 3}
+"""How many are kept where it is more; to be lowered or taken out."""
+
+
+@pytest.mark.parametrize("name", READ)
+def test_only_what_is_read_of_the_source_is_kept(name: str) -> None:
+    """What lives between the source's pass and the edit's, in units of one feature of all layers that read it."""
+    (control,) = METHODS[name](HALF)
+    cells = {scale: (tiny.SIZE // scale) ** 2 for scale in CHANNELS}
+    layers = control.self_layers(family_of(HALF.model))
+    feature = sum(cells[layer.scale] * CHANNELS[layer.scale] * 2 for layer in layers)
+    alive: list[int] = []
+    measured(HALF, name)
+    edit(HALF, name, on_pass=lambda: alive.append(device.live()))
+    assert len(alive) == 2 * (STEPS - 1), "a pass of the source and one of the edit in each step"
+    judge(round((alive[-1] - alive[-2]) / feature), READ[name], KNOWN_KEPT, name, "of q, k and v kept")
 
 
 @pytest.mark.parametrize("name", METHODS)
