@@ -16,10 +16,12 @@ HALF = Place(device.DEVICE, dtype=torch.float16)
 CHANNELS = {1: 32, 2: 64, 4: 128, 8: 128}
 """Of the tiny SD1.x's layers by scale."""
 
-READ = {"FPE": 2, "MasaCtrl": 2, "CPAM": 2}
-"""How many of a layer's queries, keys and values these methods read of the source: (q, k), (k, v) and (k, v)."""
+READ = {"FPE": 2, "MasaCtrl": 4, "CPAM": 2}
+"""How many of a layer's queries, keys and values these methods read of the source: (q, k), (k, v) and (k, v).
 
-KNOWN_KEPT: dict[str, int] = {"FPE": 3, "MasaCtrl": 3, "CPAM": 3}
+MasaCtrl reads them for both halves of guidance."""
+
+KNOWN_KEPT: dict[str, int] = {"FPE": 3, "MasaCtrl": 6, "CPAM": 3}
 """How many are kept where it is more; to be lowered or taken out."""
 
 
