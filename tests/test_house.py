@@ -194,6 +194,8 @@ def wanted_of(method: str) -> list[str]:
     if not node.is_file():
         return [f"add nodes/{method}.py with its node, and then a help page, a workflow and more", *missing]
     ids, titles = texts_of(node, "node_id"), texts_of(node, "display_name")
+    if not ids or not titles:
+        return [f"give the node of nodes/{method}.py a node_id and a display_name", *missing]
     if not any(found.module == f"nodes.{method}" for found in imports(PACK / "nodes/__init__.py")):
         missing.append(f"name its node in nodes/__init__.py, from {told(node)}")
     missing += [f"add js/docs/{name}.md" for name in ids if not (PACK / f"js/docs/{name}.md").is_file()]
