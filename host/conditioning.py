@@ -23,6 +23,11 @@ def with_states(conds: list[dict[str, Any]], states: Tensor) -> list[dict[str, A
     return [{**cond, "model_conds": {**cond["model_conds"], "c_crossattn": cross}} for cond in conds]
 
 
+def for_guider(conditioning: Conditioning) -> list[dict[str, Any]]:
+    """A CONDITIONING as the host's guiders hold it."""
+    return comfy.sampler_helpers.convert_cond(conditioning)
+
+
 def source_conditioning(conditioning: Conditioning, name: str = "source prompt of an inversion") -> Conditioning:
     """The source prompt as the source branch uses it: text only.
 

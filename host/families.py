@@ -18,7 +18,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
 from .models import LATENT_CHANNELS
 
-Number = TypeVar("Number")
+_Number = TypeVar("_Number")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Family:
         return tuple(_place_of(layer, self.whole.layers, self.layers) for layer in self.whole.layers)
 
 
-class ByFamily(Generic[Number]):
+class ByFamily(Generic[_Number]):
     """A method's published numbers, one for each family.
 
     Attributes:
@@ -110,11 +110,11 @@ class ByFamily(Generic[Number]):
 
     tables: ClassVar[list[ByFamily[Any]]] = []
 
-    def __init__(self, what: str, numbers: Mapping[str, Number]) -> None:
+    def __init__(self, what: str, numbers: Mapping[str, _Number]) -> None:
         self.what, self.numbers = what, dict(numbers)
         ByFamily.tables.append(self)
 
-    def __getitem__(self, family: Family | str) -> Number:
+    def __getitem__(self, family: Family | str) -> _Number:
         """The number of a family, which may also be given by its name.
 
         Raises:

@@ -21,7 +21,7 @@ from .files import PART, STALE, is_leftover, part_of, remove, sweep
 from .fingerprint import UnknownError, fingerprint
 from .record import Inversion
 
-__all__ = ["LIMIT", "PART", "STALE", "cached", "directory"]
+__all__ = ["LIMIT", "PART", "STALE", "cached", "entries_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ LIMIT = 2 << 30
 """Bytes that the folder takes at most, together with what is being written or was left."""
 
 
-def directory() -> Path:
+def entries_folder() -> Path:
     """Where entries lie: in ComfyUI's user folder, since the temporary one is emptied at every start."""
     return Path(folder_paths.get_user_directory()) / "attention-edit" / "inversions"
 
@@ -63,7 +63,7 @@ def cached(make: Callable[[], Inversion], model: Any, *values: Any) -> tuple[Inv
 def _path(model: Any, *values: Any) -> Path | None:
     """The entry's file; None if what the result depends on cannot be told."""
     try:
-        return directory() / f"{fingerprint(model, *values)}{store.SUFFIX}"
+        return entries_folder() / f"{fingerprint(model, *values)}{store.SUFFIX}"
     except UnknownError as unknown:
         log.warning("Attention Edit: this inversion is not kept on disk: %s.", unknown)
     except Exception as error:  # whatever other nodes' objects raise when they are looked at

@@ -11,6 +11,49 @@ from ..attention.pictures.heat import heat_colours
 from .sockets import CATEGORY
 
 
+def _settings() -> list[io.Input]:
+    """How the difference is made and cut."""
+    return [
+        io.Float.Input(
+            "strength",
+            default=0.5,
+            min=0.05,
+            max=0.95,
+            step=0.05,
+            tooltip="How far the image is noised. More sees larger things, less sees details.",
+        ),
+        io.Int.Input(
+            "maps", default=10, min=1, max=100, tooltip="Noises that are averaged; each costs two evaluations."
+        ),
+        io.Float.Input(
+            "threshold",
+            default=0.5,
+            min=0.01,
+            max=0.99,
+            step=0.01,
+            tooltip="How different a pixel must be, of the largest difference. Lower selects more.",
+        ),
+        io.Float.Input(
+            "clamp",
+            default=3.0,
+            min=1.0,
+            max=20.0,
+            step=0.5,
+            tooltip="Differences above this many times the mean count as that much, so that one spot does not "
+            "set the scale.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="Seed of the noises; the same seed gives the same mask.",
+        ),
+    ]
+
+
 class DiffMaskNode(io.ComfyNode):
     """A mask from two prompts."""
 
@@ -30,43 +73,7 @@ class DiffMaskNode(io.ComfyNode):
                 io.Conditioning.Input(
                     "reference", tooltip="What it shows now, said in the same way; or the empty prompt."
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=0.5,
-                    min=0.05,
-                    max=0.95,
-                    step=0.05,
-                    tooltip="How far the image is noised. More sees larger things, less sees details.",
-                ),
-                io.Int.Input(
-                    "maps", default=10, min=1, max=100, tooltip="Noises that are averaged; each costs two evaluations."
-                ),
-                io.Float.Input(
-                    "threshold",
-                    default=0.5,
-                    min=0.01,
-                    max=0.99,
-                    step=0.01,
-                    tooltip="How different a pixel must be, of the largest difference. Lower selects more.",
-                ),
-                io.Float.Input(
-                    "clamp",
-                    default=3.0,
-                    min=1.0,
-                    max=20.0,
-                    step=0.5,
-                    tooltip="Differences above this many times the mean count as that much, so that one spot does not "
-                    "set the scale.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noises; the same seed gives the same mask.",
-                ),
+                *_settings(),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="The proposal, for Edit Masks or the mask editor."),

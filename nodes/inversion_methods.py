@@ -33,6 +33,59 @@ def _improved(node: type[io.ComfyNode], improvement: Improvement, *given: Any) -
     return io.NodeOutput(found, plot, text, ui=ui.PreviewImage(plot, cls=node))
 
 
+def _optimiser_inputs() -> list[io.Input]:
+    """How a null text is optimised."""
+    return [
+        io.Int.Input(
+            "inner_steps",
+            default=10,
+            min=0,
+            max=100,
+            tooltip="Updates per step at most. 10 as in the paper; 3 is a faster preview.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=0.01,
+            min=0.0001,
+            max=1.0,
+            step=0.0001,
+            round=0.0001,
+            tooltip="Adam's rate at the first step; it falls by half until the last.",
+            advanced=True,
+        ),
+        io.Float.Input(
+            "early_stop",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="Scales the paper's rule by which a step ends early (loss below 1e-5 + 2e-5 i). 0 never "
+            "ends early; more is faster and less exact.",
+            advanced=True,
+        ),
+        io.Boolean.Input(
+            "keep_best",
+            default=False,
+            tooltip="Take the best update of each step instead of the last, which the paper takes.",
+            advanced=True,
+        ),
+        io.Combo.Input(
+            "start_from",
+            options=list(START),
+            default=START[0],
+            tooltip="Begin with the negative prompt as the paper, or with the source prompt, which is nearer.",
+            advanced=True,
+        ),
+        io.Boolean.Input(
+            "save_memory",
+            default=True,
+            tooltip="Compute blocks twice instead of keeping them in memory: less than half the memory, a "
+            "third more time.",
+            advanced=True,
+        ),
+    ]
+
+
 class NullTextNode(io.ComfyNode):
     """Null-text inversion."""
 
@@ -51,53 +104,7 @@ class NullTextNode(io.ComfyNode):
                 inversion_input(),
                 io.Conditioning.Input("negative", tooltip="The text to begin with: an empty prompt."),
                 guidance_input(7.5, "The guidance scale (cfg) that the edit will use; other scales drift."),
-                io.Int.Input(
-                    "inner_steps",
-                    default=10,
-                    min=0,
-                    max=100,
-                    tooltip="Updates per step at most. 10 as in the paper; 3 is a faster preview.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.01,
-                    min=0.0001,
-                    max=1.0,
-                    step=0.0001,
-                    round=0.0001,
-                    tooltip="Adam's rate at the first step; it falls by half until the last.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "early_stop",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Scales the paper's rule by which a step ends early (loss below 1e-5 + 2e-5 i). 0 never "
-                    "ends early; more is faster and less exact.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "keep_best",
-                    default=False,
-                    tooltip="Take the best update of each step instead of the last, which the paper takes.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "start_from",
-                    options=list(START),
-                    default=START[0],
-                    tooltip="Begin with the negative prompt as the paper, or with the source prompt, which is nearer.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "save_memory",
-                    default=True,
-                    tooltip="Compute blocks twice instead of keeping them in memory: less than half the memory, a "
-                    "third more time.",
-                    advanced=True,
-                ),
+                *_optimiser_inputs(),
                 disk_cache_input(),
             ],
             outputs=_outputs("Relative error of the latent at every step of guided sampling."),

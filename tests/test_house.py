@@ -34,41 +34,15 @@ MAY_TOUCH_HOST = {
     "nodes": "everything",
     "__init__.py": "the extension's entry",
     "attention/words/prompt.py": "reads prompts with the host's own grammar",
-    "inversion/walk.py": "samples under the host's guiders",
     "inversion/store.py": "files in the host's folders",
     "inversion/cache.py": "the cache in the host's folders",
+    "inversion/file_format.py": "asks the host how much memory is free",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 300, 50
 EVERYWHERE = ("__init__.py", *ROOMS, "demo", "tests")
 REPEATED = ("NODES", "log")
 """Names that mean the same in every file: a file's nodes, and its logger."""
-KNOWN: dict[str, set[str]] = {
-    "methods": {"attention/methods/regions.py imports attention.methods.cpam"},
-    "host": {
-        "attention/masks/difference.py imports comfy",
-        "attention/methods/mag/control.py imports comfy",
-        "inversion/generated.py imports comfy",
-        "inversion/null_text.py imports comfy",
-    },
-    "functions": {
-        *(f"nodes/{name}.py: define_schema" for name in ("cpam", "difference", "inversion_methods", "mag", "maps")),
-        *(f"nodes/{name}.py: define_schema" for name in ("masactrl", "p2p", "refine")),
-        "nodes/mag.py: _advanced",
-        "tests/workflows/test_workflows.py: _all_cases",
-    },
-    "names": {
-        "CELL: attention/masks/composite.py, attention/masks/difference.py",
-        "LIMIT: attention/maps/probabilities.py, inversion/cache.py",
-        "RULES: attention/engine/layers.py, attention/maps/heat.py, attention/masks/cells.py, "
-        "attention/methods/proximal.py",
-        "Report: inversion/fixed_point.py, inversion/null_text.py",
-        "Word: attention/methods/mag/constraints.py, attention/words/prompt.py",
-        "directory: inversion/cache.py, inversion/store.py",
-        "guided: attention/methods/mag/loop.py, host/guider.py",
-        "resize: attention/maps/heat.py, attention/masks/cells.py",
-        "select: attention/maps/heat.py, attention/masks/target.py",
-    },
-}
+KNOWN: dict[str, set[str]] = {}
 """Breaches that wait to be mended, by rule."""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...host.progress import prompt_id
 
 T = TypeVar("T")
-LIMIT = 4
+RUNS = 4
 """Most runs whose results are kept."""
 SAME = 1e-2
 """Relative difference up to which two latents are one: it may have been handed on in half precision."""
@@ -44,7 +44,7 @@ class Results(Generic[T]):
 
     def keep(self, latent: Tensor, value: T) -> None:
         """Hold a run's result beside the latent (B, C, h, w) that the run ended with."""
-        self._kept = [*self._kept[1 - LIMIT :], _Kept(latent.detach().float().cpu(), prompt_id(), value)]
+        self._kept = [*self._kept[1 - RUNS :], _Kept(latent.detach().float().cpu(), prompt_id(), value)]
 
     def of(self, after: Any = None) -> T:
         """The result of the run that `after` comes from.

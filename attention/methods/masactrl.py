@@ -128,7 +128,7 @@ class MasaCtrl(Control):
         return _two_sided(call, places[key], self.union)
 
 
-Maps = tuple[Tensor, ...]
+WordMaps = tuple[Tensor, ...]
 """A word's map (B, h, w) in the source and in the target."""
 
 
@@ -143,10 +143,10 @@ class Seen:
 
     places: dict[tuple[Any, ...], list[Place]] = field(default_factory=dict)
     sigma: float = -1.0
-    maps: list[Maps] = field(default_factory=list)
-    mean: Maps | None = None
+    maps: list[WordMaps] = field(default_factory=list)
+    mean: WordMaps | None = None
 
-    def add(self, sigma: float, maps: Maps) -> None:
+    def add(self, sigma: float, maps: WordMaps) -> None:
         """Add a layer's maps; the first one of a step replaces those of the step before.
 
         Until then these count: the host may run the unconditional half ahead of the prompt's in a call of its own.

@@ -17,7 +17,7 @@ from ..engine.control import GuidanceControl
 from ..engine.moment import Moment
 from ..engine.substitute import attend_with
 
-FIRST_LAYER = LayerByFamily("Plug-and-Play's decoder layer", {"SD1.x": 8, "SD2.x": 8, "SDXL": 44})
+DECODER_LAYER = LayerByFamily("Plug-and-Play's decoder layer", {"SD1.x": 8, "SD2.x": 8, "SDXL": 44})
 """The first of the layers, which lies in the residual block: the second of the decoder's deepest level that has
 attention. The paper's for SD1.x, the one in the same place for the others."""
 NEGATIVE = "second negative"
@@ -48,7 +48,7 @@ class PnP(GuidanceControl):
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         """From the residual block's own place to the end: layers 8 to 15 of SD1.x ("decoder layers 4 to 11")."""
-        first = FIRST_LAYER[family]
+        first = DECODER_LAYER[family]
         block = family.layers[first].block
         attention, features = (Window(0.0, end, released=True) for end in (self.attention_end, self.feature_end))
         return (

@@ -24,7 +24,7 @@ RECORD = Inversion(torch.ones(3, 1, 4, 8, 8), (0.03, 0.5, 2.0), 3, 0, "SD1.x", "
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
-    return cache.directory()
+    return cache.entries_folder()
 
 
 def made(value=1.0):

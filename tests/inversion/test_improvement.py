@@ -86,7 +86,7 @@ def test_one_that_the_pack_does_not_know(model, inversion, caplog):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
-    return cache.directory()
+    return cache.entries_folder()
 
 
 def test_plot_report_and_disk_cache_serve_it(folder, model, inversion):

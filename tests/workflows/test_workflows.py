@@ -107,57 +107,63 @@ def test_opens_in_the_front_end(path: Path, front_end: FrontEnd, server: ComfySe
     assert to_prompt(workflow, server.object_info()) == opened["output"]
 
 
-def _all_cases() -> dict[str, Any]:
-    """What the conversion has to mind: reroute, primitive, bypassed and muted nodes, seeds, notes."""
+def _node(number: int, kind: str, inputs: list[Any], outputs: list[Any], values: list[Any], mode: int = 0) -> Any:
+    place = {"pos": [number * 50, 0], "size": [200, 100], "flags": {}, "order": number, "properties": {}}
+    return {
+        "id": number,
+        "type": kind,
+        "inputs": inputs,
+        "outputs": outputs,
+        "mode": mode,
+        "widgets_values": values,
+        **place,
+    }
+
+
+def _takes(name: str, link: int | None, kind: str = "IMAGE", widget: bool = False) -> dict[str, Any]:
+    return {"name": name, "type": kind, "link": link, **({"widget": {"name": name}} if widget else {})}
+
+
+def _case_nodes() -> list[Any]:
+    """One node of each kind that the conversion has to mind."""
     image = {"name": "IMAGE", "type": "IMAGE"}
-
-    def node(number: int, kind: str, inputs: list[Any], outputs: list[Any], values: list[Any], mode: int = 0) -> Any:
-        place = {"pos": [number * 50, 0], "size": [200, 100], "flags": {}, "order": number, "properties": {}}
-        return {
-            "id": number,
-            "type": kind,
-            "inputs": inputs,
-            "outputs": outputs,
-            "mode": mode,
-            "widgets_values": values,
-            **place,
-        }
-
-    def takes(name: str, link: int | None, kind: str = "IMAGE", widget: bool = False) -> dict[str, Any]:
-        return {"name": name, "type": kind, "link": link, **({"widget": {"name": name}} if widget else {})}
-
-    nodes = [
-        node(1, "EmptyImage", [takes("width", 6, "INT", True)], [{**image, "links": [1]}], [64, 32, 1, 255]),
-        node(2, "Reroute", [takes("", 1, "*")], [{"name": "", "type": "IMAGE", "links": [2]}], []),
-        node(3, "ImageInvert", [takes("image", 2)], [{**image, "links": [3]}], [], mode=4),
-        node(4, "PreviewImage", [takes("images", 3)], [], []),
-        node(5, "ImageInvert", [takes("image", None)], [{**image, "links": [5]}], [], mode=2),
-        node(6, "SaveImage", [takes("images", 5)], [], ["prefix"]),
-        node(
+    return [
+        _node(1, "EmptyImage", [_takes("width", 6, "INT", True)], [{**image, "links": [1]}], [64, 32, 1, 255]),
+        _node(2, "Reroute", [_takes("", 1, "*")], [{"name": "", "type": "IMAGE", "links": [2]}], []),
+        _node(3, "ImageInvert", [_takes("image", 2)], [{**image, "links": [3]}], [], mode=4),
+        _node(4, "PreviewImage", [_takes("images", 3)], [], []),
+        _node(5, "ImageInvert", [_takes("image", None)], [{**image, "links": [5]}], [], mode=2),
+        _node(6, "SaveImage", [_takes("images", 5)], [], ["prefix"]),
+        _node(
             7,
             "PrimitiveNode",
             [],
             [{"name": "INT", "type": "INT", "links": [6], "widget": {"name": "width"}}],
             [48, "fixed"],
         ),
-        node(8, "Note", [], [], ["words // and {braces}"]),
-        node(9, "MarkdownNote", [], [], ["# words"]),
-        node(
+        _node(8, "Note", [], [], ["words // and {braces}"]),
+        _node(9, "MarkdownNote", [], [], ["# words"]),
+        _node(
             10,
             "KSampler",
-            [takes("model", None, "MODEL")],
+            [_takes("model", None, "MODEL")],
             [{"name": "LATENT", "type": "LATENT", "links": []}],
             [11, "randomize", 3, 4.5, "euler", "normal", 0.5],
         ),
-        node(
+        _node(
             11,
             "CLIPTextEncode",
-            [takes("clip", None, "CLIP")],
+            [_takes("clip", None, "CLIP")],
             [{"name": "CONDITIONING", "type": "CONDITIONING", "links": []}],
             ["a cat // comment\nsits /* not */ here \\{x\\}"],
         ),
-        node(12, "RandomNoise", [], [{"name": "NOISE", "type": "NOISE", "links": []}], [5, "fixed"]),
+        _node(12, "RandomNoise", [], [{"name": "NOISE", "type": "NOISE", "links": []}], [5, "fixed"]),
     ]
+
+
+def _all_cases() -> dict[str, Any]:
+    """What the conversion has to mind: reroute, primitive, bypassed and muted nodes, seeds, notes."""
+    nodes = _case_nodes()
     nodes[9]["title"] = "Sampler"
     links = [
         [1, 1, 0, 2, 0, "*"],

@@ -11,9 +11,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.sampler_helpers
 from torch import Tensor
 
+from ....host.conditioning import for_guider
 from ....host.families import Family
 from ....host.work import work
 from ...engine.acts import Act, How, Site, Window
@@ -60,7 +60,7 @@ class MAG(Part, LatentControl):
             check_target_prompt(run, self.prompt, self.name)
         self.curve.begin()
         if self.negative is not None:
-            run.guider.conds[self.negative_role] = comfy.sampler_helpers.convert_cond(self.negative.conditioning)
+            run.guider.conds[self.negative_role] = for_guider(self.negative.conditioning)
         return Guided(_plan(self, run))
 
     @property
