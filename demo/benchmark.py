@@ -1,7 +1,7 @@
-"""Measure cost on a full-size UNet of random weights: `python demo/benchmark.py [inversions|mag] [OPTIONS]`.
+"""Measure cost on a full-size UNet of random weights: `python demo/benchmark.py [inversions|mag|masks] [OPTIONS]`.
 
-inversions (without a word too): time and memory of each inversion; mag: a guided step of MAG-Edit. `--help` after
-either lists its options.
+inversions (without a word too): time and memory of each inversion; mag: a guided step of MAG-Edit; masks:
+what the size of a mask costs edits of the demo model. `--help` after a word lists its options.
 """
 
 from __future__ import annotations

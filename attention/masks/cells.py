@@ -60,19 +60,37 @@ def resize(mask: Tensor, size: tuple[int, int], rule: str = "nearest") -> Tensor
     Returns:
         (M, h, w) bool. An item that the rule would empty although it was not empty is resized with "any".
     """
-    x = mask[:, None].float()
-    # Only a mask smaller than the map needs enlarging; adaptive pooling then repeats cells.
-    touched = F.adaptive_max_pool2d(x, size) > 0
     if rule == "nearest":
-        result = F.interpolate(x, size=size, mode="nearest") > 0.5
+        result = _nearest(mask, size)
     elif rule == "majority":
-        result = F.adaptive_avg_pool2d(x, size) >= 0.5
+        result = F.adaptive_avg_pool2d(mask[:, None].float(), size)[:, 0] >= 0.5
     elif rule == "any":
-        result = touched
+        return _touched(mask, size)
     else:
         raise ValueError(f"Unknown rule {rule!r} for resizing a mask; use nearest, majority or any.")
-    vanished = ~result.flatten(1).any(1) & mask.flatten(1).any(1)
-    return torch.where(vanished[:, None, None, None], touched, result)[:, 0]
+    empty = ~result.flatten(1).any(1)
+    if not bool(empty.any()):
+        return result
+    vanished = empty & mask.flatten(1).any(1)
+    return torch.where(vanished[:, None, None], _touched(mask, size), result)
+
+
+def _nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels that nearest interpolation takes, picked out: a mask of any size costs no more than the map."""
+    rows, columns = (
+        F.interpolate(torch.arange(side, dtype=torch.float64)[None, None], wanted, mode="nearest")[0, 0].long()
+        for side, wanted in zip(mask.shape[-2:], size, strict=True)
+    )
+    return mask[:, rows.to(mask.device)][:, :, columns.to(mask.device)]
+
+
+def _touched(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cells (M, h, w) of which any part is selected."""
+    (height, width), (h, w) = mask.shape[-2:], size
+    if height % h == 0 and width % w == 0:
+        return mask.unflatten(2, (w, width // w)).any(-1).unflatten(1, (h, height // h)).any(2)
+    # Only a mask smaller than the map needs enlarging; adaptive pooling then repeats cells.
+    return F.adaptive_max_pool2d(mask[:, None].float(), size)[:, 0] > 0
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-PARTS = ("inversions", "mag")
+PARTS = ("inversions", "mag", "masks")
 
 
 def main(arguments: list[str]) -> int:
