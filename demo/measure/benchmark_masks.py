@@ -21,7 +21,7 @@ def controls(pack_module: Any, mask: Any) -> dict[str, Any]:
     cpam = pack_module("attention.methods.cpam").CPAM
     masactrl = pack_module("attention.methods.masactrl").MasaCtrl
     background = pack_module("attention.methods.background").ExactBackground
-    masks = edit_masks(mask, "replace or recolour, edit", 0.0)
+    masks = edit_masks(mask, "replace or recolour", 0.0)
     return {
         "CPAM": cpam(masks),
         "MasaCtrl with masks": masactrl(start=0.0, masks=(masks.source, masks.target)),
