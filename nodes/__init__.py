@@ -28,6 +28,7 @@ from . import (
     refine,
     regions,
     setup,
+    style_aligned,
     sweep,
 )
 
@@ -49,6 +50,7 @@ NODES: list[type[io.ComfyNode]] = [
     *p2p.NODES,
     *local_blend.NODES,
     *pnp.NODES,
+    *style_aligned.NODES,
     *mag.NODES,
     *background.NODES,
     *composite.NODES,

@@ -28,15 +28,25 @@ def put(model: Any, control: Control, inversion: Inversion | None = None, one_ca
     return io.NodeOutput(install(model, control, inversion, packed=one_call or None))
 
 
-def layers_inputs() -> list[io.Input]:
-    """A rule for layers, and a range for those who want another."""
+MAPS_LAYERS = (
+    "Layers whose self-attention maps are the source's. More and finer ones keep more of the structure; all of them "
+    "freeze the image."
+)
+"""What the layers of methods do that take the source's maps."""
+
+
+def layers_inputs(rule: str = LAYER_RULES[0], tooltip: str = MAPS_LAYERS) -> list[io.Input]:
+    """A rule for layers, and a range for those who want another.
+
+    Args:
+        rule: the default. tooltip: what happens in these layers.
+    """
     return [
         io.Combo.Input(
             "layers",
             options=[*LAYER_RULES, CUSTOM_RANGE],
-            default=LAYER_RULES[0],
-            tooltip="Layers whose self-attention maps are the source's. More and finer ones keep more of the "
-            "structure; all of them freeze the image.",
+            default=rule,
+            tooltip=tooltip,
             advanced=True,
         ),
         io.String.Input(
