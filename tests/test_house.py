@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from house import PACK, ROOMS, circles, files, functions, imports, public_names, texts_of, told, tree
+from house import PACK, ROOMS, circles, files, functions, imports, paper_name, public_names, texts_of, told, tree
 
 FLOORS = {
     "host": 0,
@@ -158,7 +158,8 @@ def test_public_names_are_unique() -> None:
     check("names", twice, "One word, one meaning; rename all but one, or begin it with _ where nothing else uses it:")
 
 
-METHODS = sorted(p.stem for p in (PACK / "attention/methods").iterdir() if not p.name.startswith("__"))
+METHODS = {p.stem: p for p in sorted((PACK / "attention/methods").iterdir()) if not p.name.startswith("__")}
+"""The file or folder of each method."""
 
 
 def wanted_of(method: str) -> list[str]:
@@ -179,9 +180,15 @@ def wanted_of(method: str) -> list[str]:
     rows = [line for line in _text(PACK / "README.md").splitlines() if line.startswith("| ")]
     if not any(title in row for row in rows for title in titles[:1]):
         missing.append(f"add a row with {titles[0]} to README.md's table of methods")
-    if not any(f'"{name}")' in _text(PACK / "tests/nodes/test_nodes.py") for name in ids):
-        missing.append(f"add words that users search {ids[0]} by to tests/nodes/test_nodes.py")
+    name, words = paper_name(METHODS[method]), [*titles, *texts_of(node, "search_aliases")]
+    if not any(_plain(name) in _plain(found) for found in words):
+        missing.append(f"add {name!r}, by which {told(METHODS[method])} calls it, to {ids[0]}'s search_aliases")
     return missing
+
+
+def _plain(words: str) -> str:
+    """As it is searched: hyphens are as good as spaces."""
+    return words.lower().replace("-", " ")
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Prompt-to-Prompt's local blend: where the named words attend, the edit; elsewhere the source's own trajectory."""
+"""Local blend (Prompt-to-Prompt): where the named words attend, the edit; elsewhere the source's own trajectory."""
 
 from __future__ import annotations
 

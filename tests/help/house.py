@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -133,12 +134,13 @@ def public_names(path: Path) -> Iterator[str]:
 
 
 def texts_of(path: Path, keyword: str) -> list[str]:
-    """The constant texts that a file passes as a keyword, such as node_id."""
-    return [
-        node.value.value
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.keyword)
-        and node.arg == keyword
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    ]
+    """The constant texts that a file passes as a keyword, such as node_id, alone or in a list."""
+    passed = [node.value for node in ast.walk(tree(path)) if isinstance(node, ast.keyword) and node.arg == keyword]
+    each = [part for value in passed for part in (value.elts if isinstance(value, ast.List) else [value])]
+    return [part.value for part in each if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+
+
+def paper_name(path: Path) -> str:
+    """What a method is called by: the first line of its file or folder, up to a colon or bracket."""
+    text = ast.get_docstring(tree(path / "__init__.py" if path.is_dir() else path)) or ""
+    return re.split(r"[:(]", text)[0].strip()
