@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...host.models import CELL
-from .cells import check_aspect, dilate, for_batch, resize
+from .cells import check_aspect, distance, for_batch, resize
 
 
 def composite(original: Tensor, edited: Tensor, mask: Tensor, feather: int) -> Tensor:
@@ -24,8 +24,15 @@ def composite(original: Tensor, edited: Tensor, mask: Tensor, feather: int) -> T
         edited image inside the mask.
 
     Raises:
-        ValueError: sizes or batches that do not fit.
+        ValueError: a mask that selects nothing, or sizes or batches that do not fit.
     """
+    empty = (~mask.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        which = f"mask {empty[0] + 1} of {len(mask)}" if len(mask) > 1 else "mask"
+        raise ValueError(
+            f"Connect a mask of what has changed: the {which} of Composite in Pixels selects no pixel (a pixel counts "
+            "above 0.5), so nothing of the edited image would be seen."
+        )
     top, left = _offset(original, edited)
     batch = max(len(original), len(edited), len(mask))
     original, edited = (_batched(x, batch, name) for x, name in ((original, "original"), (edited, "edited image")))
@@ -66,8 +73,4 @@ def _weight(mask: Tensor, size: tuple[int, ...], feather: int) -> Tensor:
     if tuple(mask.shape[1:]) != size:
         check_aspect(mask, (size[0] // CELL, size[1] // CELL), "mask")
         mask = resize(mask, (size[0], size[1]), "any")
-    weight, grown = mask.float(), mask
-    for _ in range(feather):
-        grown = dilate(grown, 1)
-        weight += grown.float()
-    return weight / (feather + 1)
+    return (feather + 1 - distance(mask)).clamp(min=0) / (feather + 1)
