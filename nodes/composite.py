@@ -26,8 +26,9 @@ class CompositeNode(io.ComfyNode):
             "Everything further away is the original, bit for bit: what the VAE loses and mixes never shows there.",
             search_aliases=["paste back", "image composite masked", "feather mask", "exact pixels", "stitch"],
             inputs=[
-                io.Image.Input("original", tooltip="The image that was encoded and inverted."),
+                # First, so that it is what a bypassed node hands on; the front end finds inputs of files by name.
                 io.Image.Input("edited", tooltip="The edit's result, from VAE Decode."),
+                io.Image.Input("original", tooltip="The image that was encoded and inverted."),
                 io.MultiType.Input(
                     "mask",
                     types=[EditMasksSocket, io.Mask],
@@ -46,7 +47,7 @@ class CompositeNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, original: Tensor, edited: Tensor, mask: Any, feather: int) -> io.NodeOutput:
+    def execute(cls, edited: Tensor, original: Tensor, mask: Any, feather: int) -> io.NodeOutput:
         chosen = mask.changed if isinstance(mask, EditMasks) else as_mask(mask, "mask")
         return io.NodeOutput(composite(original, edited, chosen, feather))
 

@@ -196,3 +196,9 @@ def test_import_changes_nothing_and_is_quick(host: Path) -> None:
     assert told["nodes"] == len(NODES)
     assert (told["changed"], told["added"], told["hooks"]) == ([], [], 0)
     assert told["seconds"] < 0.3
+
+
+def test_a_bypassed_composite_hands_on_the_edit() -> None:
+    """The front end hands on the first input of the output's type: the original would be an edit that vanished."""
+    images = [entry.id for entry in SCHEMAS["AttnEditComposite"].inputs if entry.io_type == "IMAGE"]
+    assert images[0] == "edited"
