@@ -13,8 +13,33 @@ Conditioning = list[Any]
 """The host's CONDITIONING: a list of [states (B, L, C), options]."""
 SAME_TEXT = 1e-2
 """Relative difference up to which two encoded texts are one: it may have been stored in half precision."""
-_EDITS_OWN = ("control", "control_apply_to_uncond")
-"""Options of a conditioning that belong to the edit and not to the source."""
+CONTROL = ("control", "control_apply_to_uncond")
+"""Options of a conditioning that the host spreads from one prompt to all."""
+_BESIDE_TEXT = {
+    "control": "a ControlNet",
+    "area": "an area",
+    "mask": "a mask",
+    "hooks": "hooks (LoRA or weight schedules)",
+    "gligen": "GLIGEN boxes",
+    "unclip_conditioning": "an image prompt (unCLIP)",
+    "concat_latent_image": "an inpainting image",
+    "concat_mask": "an inpainting mask",
+    "reference_latents": "reference pictures",
+    "default": "the mark of a default conditioning",
+}
+"""Options that make more of a prompt than its text, and what to call them."""
+
+
+def beside_text(options: dict[str, Any]) -> list[str]:
+    """What the options of a CONDITIONING make of a prompt beyond its text, in words."""
+    found = [name for key, name in _BESIDE_TEXT.items() if options.get(key) is not None and options[key] is not False]
+    first = max(options.get(key) or 0.0 for key in ("start_percent", "clip_start_percent"))
+    last = min(options.get(key, 1.0) for key in ("end_percent", "clip_end_percent"))
+    if first > 0 or last < 1:
+        found.append(f"a timestep range ({first:g} to {last:g})")
+    if options.get("strength", 1.0) != 1.0:
+        found.append(f"a strength of {options['strength']:g}")
+    return found
 
 
 def with_states(conds: list[dict[str, Any]], states: Tensor) -> list[dict[str, Any]]:
@@ -29,21 +54,23 @@ def for_guider(conditioning: Conditioning) -> list[dict[str, Any]]:
 
 
 def source_conditioning(conditioning: Conditioning, name: str = "source prompt of an inversion") -> Conditioning:
-    """The source prompt as the source branch uses it: text only.
+    """A prompt that is used as text only, on its own and in all steps, as the source branch uses it.
 
-    ControlNets, areas and hooks belong to the edit; on the source they would change what it is meant to keep.
+    ControlNets, areas, ranges of steps and hooks belong to the edit: an inversion that they have shaped would not find
+    its image again without them.
 
     Raises:
-        ValueError: the source prompt has several parts, or an area, a mask or hooks.
+        ValueError: it has several parts or none, or more than text.
     """
-    hindering = [k for _, options in conditioning for k in ("area", "mask", "hooks") if options.get(k) is not None]
-    if len(conditioning) != 1 or hindering:
+    hindering = [what for _, options in conditioning for what in beside_text(options)]
+    if len(conditioning) != 1:
+        hindering.insert(0, f"{len(conditioning)} parts")
+    if hindering:
         raise ValueError(
-            f"The {name} must be one plain conditioning; this one has {len(conditioning)} "
-            f"parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text Encode directly."
+            f"Connect a CLIP Text Encode directly: the {name} must be one plain text for all steps, and this one has "
+            f"{', '.join(dict.fromkeys(hindering))}. That belongs on the sampler's positive prompt."
         )
-    states, options = conditioning[0]
-    return [[states, {k: v for k, v in options.items() if k not in _EDITS_OWN}]]
+    return conditioning
 
 
 def check_text(conditioning: Conditioning, name: str) -> None:

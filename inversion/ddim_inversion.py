@@ -21,7 +21,7 @@ class DDIMInversion(Origin):
     All papers invert at guidance 1. The prompt is the empty one for CPAM, FPE and MasaCtrl.
 
     Raises:
-        ValueError: when called, beside what any origin refuses, a ControlNet on the prompt.
+        ValueError: when called, beside what any origin refuses, a noise mask on the latent.
     """
 
     name: ClassVar[str] = "DDIM inversion"
@@ -36,10 +36,11 @@ class DDIMInversion(Origin):
         guidance: float,
     ) -> list[Tensor]:
         """See `Origin`."""
-        if any(options.get("control") is not None for _, options in positive):
+        if latent.get("noise_mask") is not None:
             raise ValueError(
-                "The source prompt carries a ControlNet, which an edit's source branch goes without: it would not find "
-                "the image again. Connect the prompt directly, and apply the ControlNet to the sampler's positive."
+                "Connect VAE Encode's latent without a noise mask: DDIM inversion is of the whole photograph, and a "
+                "mask on its latent would have no effect (VAE Encode for Inpainting also paints masked pixels grey). "
+                "Exact Background keeps the image outside a mask."
             )
         kind = prediction_of(model)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..host.conditioning import Conditioning
+from ..host.conditioning import Conditioning, source_conditioning
 from ..host.cost import measured
 from ..host.families import family_of
 from ..host.marks import check_unedited
@@ -64,10 +64,11 @@ class Origin(ABC):
             guidance: scale of classifier-free guidance.
 
         Raises:
-            ValueError: edits on the model, an unknown family or prediction, a broken latent, or guidance without a
-                negative prompt.
+            ValueError: edits on the model, a source prompt that is more than one text, an unknown family or prediction,
+                a broken latent, or guidance without a negative prompt.
         """
         check_unedited(model, passive=True, place=self.name)
+        source_conditioning(positive, f"source prompt of {self.name}")
         family, kind, samples = family_of(model), prediction_of(model), check_latent(latent, self.name)
         sigmas = levels(model.get_model_object("model_sampling"), self.steps, self.offset)
         rows = evaluations(len(sigmas) - 1, len(samples), guidance)

@@ -13,7 +13,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 from torch import Tensor
 
-from ...host.conditioning import _EDITS_OWN, same_text, source_conditioning
+from ...host.conditioning import CONTROL, beside_text, same_text, source_conditioning
 from ...host.guider import is_guided
 from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, row_key
 from . import null_text as null_context
@@ -58,19 +58,21 @@ def _negative(conds: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The negative prompt as the source's unconditional half uses it: text only."""
     if not conds:
         return None
-    hindering = [key for cond in conds for key in ("area", "mask", "hooks") if cond.get(key) is not None]
-    if len(conds) != 1 or hindering:
+    options = {key: value for key, value in conds[0].items() if key not in CONTROL}
+    hindering = beside_text(options) if len(conds) == 1 else [f"{len(conds)} parts"]
+    if hindering:
         raise ValueError(
-            f"This edit runs the source with the negative prompt too, which must then be one plain conditioning; it "
-            f"has {len(conds)} parts{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text "
-            "Encode directly, or invert the image with the negative prompt's text."
+            "Connect a CLIP Text Encode directly to the sampler's negative, or invert the image with the negative "
+            "prompt's text: this edit runs the source with the negative prompt too, which must then be one plain text "
+            f"for all steps, and it has {', '.join(hindering)}."
         )
-    return {key: value for key, value in conds[0].items() if key not in _EDITS_OWN}
+    return options
 
 
 def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[str, Any]) -> None:
     """Run the source branch now, or make it ready to ride along in the target's call."""
-    assert run.inversion is not None
+    if run.inversion is None:
+        return
     x = run.inversion.at(run.sigma).to(timestep.device)
 
     def capture() -> None:

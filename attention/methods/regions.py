@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...host.conditioning import Conditioning
+from ...host.conditioning import Conditioning, source_conditioning
 from ...host.families import Family
 from ..engine.acts import NULL_TEXT, Act, Site
 from ..engine.call import AttentionCall
@@ -24,8 +24,6 @@ from ..masks.cells import as_mask, check_aspect, for_batch, resize
 
 ELSEWHERE = ("null text", "main prompt")
 """What pixels in no region read: the sampler's negative prompt, as in the paper, or its positive prompt."""
-_FOREIGN = ("area", "mask", "hooks", "control", "gligen", "start_percent", "end_percent")
-"""Options of a conditioning that a region cannot honour: they act on a whole prompt's rows, of which it has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +48,9 @@ def make_region(mask: Tensor, conditioning: Conditioning) -> Region:
     chosen = as_mask(mask, "mask of the region")
     if not chosen.flatten(1).any(1).all():
         raise ValueError("The mask of a region selects nothing. Draw it, or leave the region out.")
-    hindering = [key for _, options in conditioning for key in _FOREIGN if options.get(key) is not None]
-    if len(conditioning) != 1 or hindering:
-        raise ValueError(
-            f"A region takes one plain prompt; this conditioning has {len(conditioning)} part(s)"
-            f"{' with ' + ', '.join(hindering) if hindering else ''}. Connect a CLIP Text Encode directly; ControlNets "
-            "and areas go on the main prompt."
-        )
-    return Region(chosen, conditioning[0][0])
+    # What acts on a whole prompt's rows cannot be honoured: a region has none.
+    states, _ = source_conditioning(conditioning, "prompt of a region")[0]
+    return Region(chosen, states)
 
 
 @dataclass(frozen=True, eq=False)

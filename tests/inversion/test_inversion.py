@@ -234,13 +234,6 @@ def test_an_edited_model_is_not_inverted_with(inversion):
         DDIMInversion(5)(patched, {"samples": tiny.latent(1)}, tiny.prompt(1))
 
 
-def test_a_controlnet_on_the_source_is_refused():
-    """The source branch of an edit has none, and would leave the trajectory."""
-    ((states, options),) = tiny.prompt(1)
-    with pytest.raises(ValueError, match="carries a ControlNet"):
-        DDIMInversion(5)(tiny.tiny_model(), {"samples": tiny.latent(1)}, [[states, {**options, "control": object()}]])
-
-
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (17, 13), (10, 10)])
 def test_any_size(height, width):
     inversion = make_inversion(tiny.tiny_model(), steps=2, height=height, width=width)
