@@ -17,7 +17,7 @@ import torch
 from attention_edit.attention.engine import install as engine
 from attention_edit.attention.maps.heat import HeatOptions, heat_map
 from attention_edit.attention.maps.recorder import recorder
-from attention_edit.attention.maps.segments import regions
+from attention_edit.attention.maps.segments import find_segments
 from attention_edit.attention.masks.difference import diff_mask
 from attention_edit.attention.masks.refinement import Refinement
 from attention_edit.attention.methods.background import ExactBackground
@@ -33,12 +33,13 @@ from attention_edit.attention.methods.pnp import PnP
 from attention_edit.attention.methods.proximal import ProximalGuidance, ProximalHold
 from attention_edit.attention.methods.regions import RegionPrompts, make_region
 from attention_edit.host.families import family_of
-from attention_edit.inversion.ddim_inversion import ddim_inversion
-from attention_edit.inversion.direct import direct_inversion
-from attention_edit.inversion.fixed_point import fixed_point_inversion
-from attention_edit.inversion.generated import record_source
-from attention_edit.inversion.negative_prompt import negative_prompt_inversion
-from attention_edit.inversion.null_text import Settings, null_text_inversion
+from attention_edit.inversion.ddim_inversion import DDIMInversion
+from attention_edit.inversion.direct import DirectInversion
+from attention_edit.inversion.fixed_point import FixedPointInversion
+from attention_edit.inversion.generated import GeneratedSource
+from attention_edit.inversion.improvement import Improvement
+from attention_edit.inversion.negative_prompt import NegativePromptInversion
+from attention_edit.inversion.null_text import NullTextInversion
 from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.inversion.record import Inversion
 from comfy.cli_args import args
@@ -213,33 +214,37 @@ def guidance(**values: Any) -> MAG:
 Inverting = Callable[[Place, Inversion], Tensor]
 
 
-def _null_text(place: Place, found: Inversion, **settings: Any) -> Tensor:
-    made, _ = null_text_inversion(place.model, found, place.text(3), Settings(inner=1, **settings))
-    assert made.null_states is not None
-    return reconstruct(place.model, made, 7.5, None).latent
+def _improved(by: Improvement) -> Inverting:
+    """The noise that an improvement of DDIM inversion finds."""
+    return lambda place, found: by(place.model, found, place.text(3), 7.5).inversion.latents[-1]
+
+
+def _sampled(by: Improvement) -> Inverting:
+    """What guided sampling makes of an improvement that has found a null text."""
+    return lambda place, found: reconstruct(
+        place.model, by(place.model, found, place.text(3), 7.5).inversion, 7.5, None
+    ).latent
 
 
 def _negative(place: Place, found: Inversion) -> Tensor:
     read = replace(found, conditioning=tiny.prompt(5, place.kind))  # as from a file, with its text on the CPU
-    made = negative_prompt_inversion(read, place.text(3), 0.5)
-    return reconstruct(place.model, made, 7.5, None).latent
+    return _sampled(NegativePromptInversion(0.5))(place, read)
 
 
-def _recorded(place: Place, _: Inversion) -> Tensor:
-    return record_source(place.model, place.latent(), place.text(5), place.text(3), 7.5, 7, STEPS, 0)[1]
+def _drawn(place: Place, _: Inversion) -> Tensor:
+    made = GeneratedSource(STEPS, seed=7)(place.model, place.latent(), place.text(5), place.text(3), 7.5)
+    return made.inversion.latents[0]
 
 
 INVERSIONS: dict[str, Inverting] = {
     "DDIM": lambda _, found: found.latents[-1],
     "reconstruct": lambda place, found: reconstruct(place.model, found, 7.5, place.text(3)).latent,
     "negative prompt": _negative,
-    "null text": lambda place, found: _null_text(place, found, checkpointing=False),
-    "null text, checkpoints": _null_text,
-    "fixed point": lambda place, found: fixed_point_inversion(
-        place.model, found, (1.0, None), tolerance=0.0, iterations=2
-    )[0].latents[-1],
-    "direct": lambda place, found: direct_inversion(place.model, found, (7.5, place.text(3)), 0.5, 1).latents[-1],
-    "source from prompt": _recorded,
+    "null text": _sampled(NullTextInversion(inner=1, checkpointing=False)),
+    "null text, checkpoints": _sampled(NullTextInversion(inner=1)),
+    "fixed point": _improved(FixedPointInversion(tolerance=0.0, iterations=2)),
+    "direct": _improved(DirectInversion(0.5)),
+    "source from prompt": _drawn,
     "difference mask": lambda place, _: (
         diff_mask(place.model, place.latent(), place.text(2), place.text(5), maps=2).heat
     ),
@@ -249,7 +254,7 @@ INVERSIONS: dict[str, Inverting] = {
 def invert(place: Place, name: str) -> Tensor:
     """What an inversion makes of the image at a place, on the CPU."""
     with place.flags(), torch.inference_mode():
-        found = ddim_inversion(place.model, place.latent(), place.text(5), STEPS, 0)
+        found = DDIMInversion(STEPS)(place.model, place.latent(), place.text(5)).inversion
         assert found.latents.device == tiny.CPU
         return INVERSIONS[name](place, found).cpu()
 
@@ -263,7 +268,7 @@ def recorded_maps(place: Place) -> dict[str, Tensor]:
         start = torch.zeros_like(place.latent()["samples"])
         tiny.sample(model, place.text(2), place.text(3), start, STUB)
         recording, words = control.maps.recording, DOG.find("dog")
-        found = regions(recording, 2, {"dog": words})[0]
+        found = find_segments(recording, 2, {"dog": words})[0]
         states = embctrl(CAT, place.text(1), DOG, place.text(2))[0][0]
     return {
         "heat": heat_map(recording, words, HeatOptions(sharpen=1)),

@@ -14,7 +14,7 @@ import device
 import pytest
 import torch
 from acts import METHODS, PLAIN, STEPS, Place, judge
-from attention_edit.inversion.null_text import Settings, null_text_inversion
+from attention_edit.inversion.null_text import NullTextInversion
 
 HALF = Place(device.DEVICE, dtype=torch.float16)
 MORE_COPIES = 2
@@ -77,9 +77,9 @@ def waits_of_guidance(iterations: int, **values: object) -> int:
 
 
 def waits_of_null_text(iterations: int) -> int:
-    settings = Settings(inner=iterations, early_stop=0.0, checkpointing=False)
+    by = NullTextInversion(inner=iterations, early_stop=0.0, checkpointing=False)
     with torch.inference_mode(), device.counted() as counts:
-        null_text_inversion(HALF.model, acts.source(HALF.kind), HALF.text(3), settings)
+        by(HALF.model, acts.source(HALF.kind), HALF.text(3), 7.5)
     return counts.waits
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from acts import METHODS, PLAIN, STEPS, Place, edit, guidance, judge, measured
+from attention_edit.attention.engine.acts import Site
 from attention_edit.host.families import family_of
 
 HALF = Place(device.DEVICE, dtype=torch.float16)
@@ -30,7 +31,8 @@ def test_only_what_is_read_of_the_source_is_kept(name: str) -> None:
     """What lives between the source's pass and the edit's, in units of one feature of all layers that read it."""
     (control,) = METHODS[name](HALF)
     cells = {scale: (tiny.SIZE // scale) ** 2 for scale in CHANNELS}
-    layers = control.self_layers(family_of(HALF.model))
+    acts = control.acts_on(family_of(HALF.model))
+    layers = next(act.layers for act in acts if act.at is Site.SELF)
     feature = sum(cells[layer.scale] * CHANNELS[layer.scale] * 2 for layer in layers)
     alive: list[int] = []
     measured(HALF, name)

@@ -22,7 +22,7 @@ STAND_IN = Path(__file__).resolve().parent / "stand_in"
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A ComfyUI server that takes the simulated device for its GPU, with text and latents on it too."""
     from machine.comfy_server import ComfyServer
-    from machine.environment import base_directory
+    from machine.base_directory import base_directory
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
     options = ["--directml", "0", "--gpu-only"]

@@ -285,6 +285,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("as_strided", &strided);
   library.impl("resize_", &grown);
   library.impl("set_.source_Storage_storage_offset", &set_storage);
+  library.impl("index.Tensor", torch::CppFunction::makeFromBoxedFunction<&compute>());  // the usual way reads masks twice
   library.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&compute>());
   library.impl("convolution_backward_overrideable", torch::CppFunction::makeFromBoxedFunction<&compute>());
 }
