@@ -39,7 +39,7 @@ class SourceAfterStep(LatentControl, ABC):
         """The step before is over; at the first one none that counts is."""
         if run.inversion is None or run.step <= self.first(run, state):
             return x
-        return self._held(run, state, x, run.inversion.at(run.sigma))
+        return self._held(run, state, x, run.source(x.device))
 
     def result(self, run: Moment, state: Any, latent: Tensor) -> Tensor:
         """The last step's outcome."""

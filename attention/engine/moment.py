@@ -40,6 +40,7 @@ class Moment:
     states: dict[Any, Any] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
     _now: dict[Hashable, Any] = field(default_factory=dict)
+    _brought: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -58,6 +59,25 @@ class Moment:
             self._now[key] = savable(make)
         return self._now[key]
 
+    def brought(self, name: str, given: Tensor, like: Tensor) -> Tensor:
+        """A tensor on the device and in the precision of another; brought there once, as long as it is the same."""
+        key = (name, like.dtype, like.device)
+        before = self._brought.get(key)
+        if before is None or before[0] is not given:
+            before = self._brought[key] = (given, savable(lambda: given.to(like)))
+        return before[1]
+
+    def source(self, device: torch.device) -> Tensor:
+        """The source's latent (B, C, h, w) of this noise level in the sampler's scale, on a device.
+
+        Raises:
+            ValueError: there is no source, or the noise level lies outside its trajectory.
+        """
+        inversion = self.inversion
+        if inversion is None:
+            raise ValueError("This run has no source image: connect an inversion to the edit's node.")
+        return self.now(("source", device), lambda: inversion.at(self.sigma).to(device))
+
     def move_to(self, sigma: float) -> None:
         """Go to a noise level of the schedule or between two of them."""
         self.sigma = sigma
@@ -70,7 +90,10 @@ class Moment:
 
     def null_text(self, key: str) -> Tensor | None:
         """The inversion's null text (1 or B, L, C) of this step, for a conditioning whose place it takes."""
-        return self.inversion.null_at(self.sigma) if self.inversion and key in NULLED else None
+        inversion = self.inversion
+        if inversion is None or key not in NULLED:
+            return None
+        return self.now("null text", lambda: inversion.null_at(self.sigma))
 
     def context(self, key: str) -> Tensor | None:
         """Text states (1 or B, L, C) of a conditioning of the guider, such as "negative"; None if it has none.

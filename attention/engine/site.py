@@ -238,14 +238,14 @@ def _split_extra(run: Run, layer: Layer, k: Tensor, v: Tensor, tokens: int) -> d
 def _contexts(run: Run, layer: Layer, like: Tensor) -> dict[str, Tensor]:
     """The further texts that acts ask for in a layer, on the device and in the precision of `like`.
 
-    They are brought there once per noise level, and not by every layer.
+    Each text is brought there once, and not by every layer: again only when another one stands in its place, as a
+    null text does at every noise level.
     """
     result: dict[str, Tensor] = {}
     for control, act in run.acting.at(Site.CROSS, layer.index):
         if act.contexts is not None:
             for name, states in act.contexts(run, run.states.get(control)).items():
-                key = (name, like.dtype, like.device)
-                result[name] = run.now(key, lambda states=states: states.to(like))
+                result[name] = run.brought(name, states, like)
     return result
 
 

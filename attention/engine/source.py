@@ -73,7 +73,7 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
     """Run the source branch now, or make it ready to ride along in the target's call."""
     if run.inversion is None:
         return
-    x = run.inversion.at(run.sigma).to(timestep.device)
+    x = run.source(timestep.device)
 
     def capture() -> None:
         # From second place on: see `present_as`.

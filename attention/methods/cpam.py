@@ -8,7 +8,7 @@ Localized extraction (Eq 4) shows the prompt to the pixels inside the target mas
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +138,7 @@ class CPAM(MapControl, LatentControl):
         state: Manipulation = call.state
         if state.normal[call.run.step][call.layer.index]:
             return call.own()
-        places = state.target.once((call.shape, call.batch, call.q.device), lambda: self._places(call))
+        places = self._placed(call)
         retained = self._retains(call)
         if len(places) == 1:
             return _compose(call, places[0], retained)
@@ -147,8 +147,11 @@ class CPAM(MapControl, LatentControl):
             out[place.rows] = _compose(call, place, retained)
         return out
 
+    def _placed(self, call: AttentionCall) -> list[_Places]:
+        """The masks of this layer's size as indices, found once for each M_t."""
+        return call.state.target.once((call.shape, call.batch, call.q.device), lambda: self._places(call))
+
     def _places(self, call: AttentionCall) -> list[_Places]:
-        """The masks of this layer's size as indices."""
 
         def at(mask: Tensor) -> Tensor:
             return for_batch(resize(mask, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
@@ -161,7 +164,7 @@ class CPAM(MapControl, LatentControl):
         return [
             _Places(
                 slice(None) if shared else slice(item, None, call.batch),
-                *(mask[item].nonzero()[:, 0].to(call.q.device) for mask in sides),
+                *_indices([mask[item] for mask in sides], call.q.device),
             )
             for item in range(1 if shared else call.batch)
         ]
@@ -196,9 +199,14 @@ class CPAM(MapControl, LatentControl):
 
     def _prompted(self, call: AttentionCall) -> Tensor:
         """Queries (R, N, 1) that read their own row's text: all of unconditional rows, else those inside M_t."""
-        inside = self._inside(call.state.target.mask, call).repeat(len(call.conditional), 1)
-        unconditional = ~torch.tensor(call.conditional).repeat_interleave(call.batch)
-        return (inside | unconditional[:, None])[..., None].to(call.q.device)
+        # Made on the device of indices that are there: nothing more is copied to it.
+        prompted = torch.zeros((*call.q.shape[:2], 1), dtype=torch.bool, device=call.q.device)
+        for place in self._placed(call):
+            prompted[place.rows].index_fill_(1, place.inside, True)
+        for chunk, conditional in enumerate(call.conditional):
+            if not conditional:
+                prompted[call.rows(chunk)] = True
+        return prompted
 
     def predicted(self, run: Moment, state: Manipulation, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
         """The end of a step, after which the next one may have another M_t."""
@@ -228,6 +236,12 @@ class Manipulation:
 
     target: Target
     normal: list[list[bool]]
+
+
+def _indices(masks: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Where each mask (N,) bool of the CPU is set, on a device: one copy for all of them."""
+    found = [mask.nonzero()[:, 0] for mask in masks]
+    return torch.cat(found).to(device).split([len(index) for index in found])
 
 
 def _look_at_words(call: AttentionCall) -> None:

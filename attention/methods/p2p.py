@@ -174,19 +174,21 @@ class Rewriting:
     def __init__(self, control: P2P) -> None:
         self._control = control
         self._step = -1
+        self._gate: Tensor | None = None
         self._mapping: TokenMap | None = None
         self._on: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, bool]] = {}
 
     def now(self, run: Moment) -> TokenMap | None:
         """The rewriting at the run's present step; None when it leaves every map as it is."""
         if self._step != run.step:
-            gate = self._control.gate(run.step, run.steps)
-            self._step, self._on = run.step, {}
-            self._mapping = savable(lambda: self._control.mapping.gated(gate)) if bool(gate.any()) else None
+            self._step, gate = run.step, self._control.gate(run.step, run.steps)
+            if self._gate is None or not torch.equal(gate, self._gate):
+                self._gate, self._on = gate, {}
+                self._mapping = savable(lambda: self._control.mapping.gated(gate)) if bool(gate.any()) else None
         return self._mapping
 
     def on(self, run: Moment, like: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Its transfer and keep on the device of a tensor, and whether anything is kept; brought there once a step."""
+        """Its transfer and keep on the device of a tensor, and whether anything is kept; brought there once a gate."""
         mapping, key = self.now(run), (like.dtype, like.device)
         if mapping is None:
             raise RuntimeError("Prompt-to-Prompt rewrites nothing at this step: its act has to say so.")

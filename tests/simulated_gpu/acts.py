@@ -221,9 +221,9 @@ def _improved(by: Improvement) -> Inverting:
 
 def _sampled(by: Improvement) -> Inverting:
     """What guided sampling makes of an improvement that has found a null text."""
-    return lambda place, found: reconstruct(
-        place.model, by(place.model, found, place.text(3), 7.5).inversion, 7.5, None
-    ).latent
+    return lambda place, found: (
+        reconstruct(place.model, by(place.model, found, place.text(3), 7.5).inversion, 7.5, None).latent
+    )
 
 
 def _negative(place: Place, found: Inversion) -> Tensor:

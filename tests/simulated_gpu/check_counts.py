@@ -20,29 +20,18 @@ HALF = Place(device.DEVICE, dtype=torch.float16)
 MORE_COPIES = 2
 """Copies to the device per step that a method without gradients may add to plain sampling's."""
 
-KNOWN_COPIES: dict[str, int] = {
-    "CPAM": 24,
-    "CPAM keep": 24,
-    "CPAM refined": 60,
-    "FPE": 8,
-    "FPE both halves": 9,
-    "MasaCtrl": 9,
-    "MasaCtrl masks": 33,
-    "MasaCtrl union": 33,
-    "MasaCtrl words": 43,
-    "P2P swap": 10,
-    "P2P refine": 10,
-    "Local Blend": 41,
-    "PnP": 8,
-    "PnP negative": 8,
-    "Regions": 51,
-    "Regions on CPAM": 56,
-    "Record Maps": 8,
-}
-"""Copies per step of methods that are above the bound; a method whose number falls is to be lowered or taken out."""
+KNOWN_COPIES: dict[str, int] = {"CPAM refined": 7}
+"""Copies per step of methods that are above the bound; a method whose number falls is to be lowered or taken out.
 
-KNOWN_WAITS: dict[str, int] = {"CPAM refined": 2, "MasaCtrl words": 13}
-"""The same for waits per step; plain sampling's are the bound."""
+A refined mask is another one in every step: its indices go to the device once for each of the four sizes of layers.
+"""
+
+KNOWN_WAITS: dict[str, int] = {"CPAM refined": 2}
+"""The same for waits per step; plain sampling's are the bound.
+
+The size of what a refined mask selects has to be known, since CPAM leaves queries and keys out; so it comes to the
+host, once a step.
+"""
 
 KNOWN_GUIDED: dict[str, int] = {"MAG": 5, "null text": 13}
 """Waits per iteration of runs with gradients that are above one."""

@@ -8,7 +8,7 @@ import device
 import pytest
 import tiny
 import torch
-from acts import METHODS, PLAIN, STEPS, Place, edit, guidance, judge, measured
+from acts import METHODS, PLAIN, STEPS, Place, edit, guidance, measured
 from attention_edit.attention.engine.acts import Site
 from attention_edit.host.families import family_of
 
@@ -21,9 +21,6 @@ READ = {"FPE": 2, "MasaCtrl": 4, "CPAM": 2}
 """How many of a layer's queries, keys and values these methods read of the source: (q, k), (k, v) and (k, v).
 
 MasaCtrl reads them for both halves of guidance."""
-
-KNOWN_KEPT: dict[str, int] = {"FPE": 3, "MasaCtrl": 6, "CPAM": 3}
-"""How many are kept where it is more; to be lowered or taken out."""
 
 
 @pytest.mark.parametrize("name", READ)
@@ -38,7 +35,7 @@ def test_only_what_is_read_of_the_source_is_kept(name: str) -> None:
     measured(HALF, name)
     edit(HALF, name, on_pass=lambda: alive.append(device.live()))
     assert len(alive) == 2 * (STEPS - 1), "a pass of the source and one of the edit in each step"
-    judge(round((alive[-1] - alive[-2]) / feature), READ[name], KNOWN_KEPT, name, "of q, k and v kept")
+    assert round((alive[-1] - alive[-2]) / feature) == READ[name]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -21,8 +21,8 @@ STAND_IN = Path(__file__).resolve().parent / "stand_in"
 @pytest.fixture(scope="module")
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A ComfyUI server that takes the simulated device for its GPU, with text and latents on it too."""
-    from machine.comfy_server import ComfyServer
     from machine.base_directory import base_directory
+    from machine.comfy_server import ComfyServer
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
     options = ["--directml", "0", "--gpu-only"]
