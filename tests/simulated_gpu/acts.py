@@ -214,9 +214,9 @@ def guidance(**values: Any) -> MAG:
 Inverting = Callable[[Place, Inversion], Tensor]
 
 
-def _improved(by: Improvement) -> Inverting:
-    """The noise that an improvement of DDIM inversion finds."""
-    return lambda place, found: by(place.model, found, place.text(3), 7.5).inversion.latents[-1]
+def _improved(by: Improvement, guidance: float) -> Inverting:
+    """The trajectory that an improvement of DDIM inversion finds."""
+    return lambda place, found: by(place.model, found, place.text(3), guidance).inversion.latents
 
 
 def _sampled(by: Improvement) -> Inverting:
@@ -237,13 +237,13 @@ def _drawn(place: Place, _: Inversion) -> Tensor:
 
 
 INVERSIONS: dict[str, Inverting] = {
-    "DDIM": lambda _, found: found.latents[-1],
+    "DDIM": lambda _, found: found.latents,
     "reconstruct": lambda place, found: reconstruct(place.model, found, 7.5, place.text(3)).latent,
     "negative prompt": _negative,
     "null text": _sampled(NullTextInversion(inner=1, checkpointing=False)),
     "null text, checkpoints": _sampled(NullTextInversion(inner=1)),
-    "fixed point": _improved(FixedPointInversion(tolerance=0.0, iterations=2)),
-    "direct": _improved(DirectInversion(0.5)),
+    "fixed point": _improved(FixedPointInversion(tolerance=0.0, iterations=2), 1.0),
+    "direct": _improved(DirectInversion(0.5), 7.5),
     "source from prompt": _drawn,
     "difference mask": lambda place, _: (
         diff_mask(place.model, place.latent(), place.text(2), place.text(5), maps=2).heat

@@ -5,8 +5,13 @@ float32, float16 and bfloat16. The residual stream of these UNets is stored abou
 an error of its own, which add up as their root, 7 u. Guidance 7.5 takes 7.5 times one prediction less 6.5 times the
 other: independent errors grow by (7.5^2 + 6.5^2)^0.5, 10. Rounded weights are as much again: 1.4. Together 100 u of
 what a prediction weighs; without guidance it is 10 u. Sums of products are taken in float32: for half types that is
-exact, but float32's own are off by the root of their number of terms, up to 128 x 9 in a convolution: 34 times as much.
-A device that computes otherwise than the CPU (a mask dropped, a half of guidance swapped) is off by tens of percents.
+exact, but float32's own are off by the root of their number of terms, up to 128 x 9 in a convolution, which a CPU
+adds in eight lanes at least: 12 times as much. The host has another attention for the CPU than for this device, so
+that float32 too is not the same bit for bit.
+
+Measured at guidance 7.5: float32 45 to 198 u, the half types 12 to 38 u. That the error follows u over sixteen
+powers of two is what says that it is rounding; a mask dropped or a half of guidance swapped is off by tens of
+percents in every type.
 """
 
 from __future__ import annotations
@@ -21,8 +26,10 @@ import torch
 from acts import BY_THRESHOLD, INVERSIONS, METHODS, Place
 from torch import Tensor
 
+FEW = ("CPAM", "MasaCtrl words", "P2P swap", "DDIM", "null text", "source from prompt")
+"""Methods and inversions that stand for all in bfloat16, whose range is float32's: what float16 bears, it does."""
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-ROUNDINGS = {torch.float32: 100 * 34, torch.float16: 100, torch.bfloat16: 100}
+ROUNDINGS = {torch.float32: 100 * 12, torch.float16: 100, torch.bfloat16: 100}
 
 
 def unit(dtype: torch.dtype) -> float:
@@ -48,8 +55,7 @@ def of_the_cpu(kind: str, name: str, dtype: torch.dtype) -> Tensor:
     ("dtype", "packed", "text_there"),
     [
         pytest.param(torch.float16, False, False, id="float16"),
-        pytest.param(torch.bfloat16, True, True, id="bfloat16-packed-text_there"),
-        pytest.param(torch.float32, False, True, id="float32-text_there"),
+        pytest.param(torch.float32, True, True, id="float32-packed-text_there"),
     ],
 )
 def test_methods(name: str, dtype: torch.dtype, packed: bool, text_there: bool) -> None:
@@ -57,14 +63,19 @@ def test_methods(name: str, dtype: torch.dtype, packed: bool, text_there: bool) 
     assert_near(acts.measured(place, name, packed).latent, of_the_cpu("SD1", name, dtype), dtype)
 
 
-# A method meets two of the three types in each of the other families; all methods together meet all of them in both.
+@pytest.mark.parametrize("name", [name for name in METHODS if name in FEW])
+def test_methods_in_bfloat16(name: str) -> None:
+    place = Place(device.DEVICE, "SD1", torch.bfloat16, text_there=True)
+    assert_near(acts.edit(place, name, packed=True), of_the_cpu("SD1", name, torch.bfloat16), torch.bfloat16)
+
+
+# A method meets one of the other families, in one of the types; all methods together meet both in all of them.
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", ["SD2", "SDXL"])
-def test_families(kind: str, name: str) -> None:
-    number = list(METHODS).index(name) + (kind == "SDXL")
-    dtype = TYPES[number % 3]
-    place = Place(device.DEVICE, kind, dtype, text_there=number % 2 == 1)
-    assert_near(acts.edit(place, name, packed=number % 4 < 2), of_the_cpu(kind, name, dtype), dtype)
+def test_families(name: str) -> None:
+    number = list(METHODS).index(name)
+    kind, dtype = ("SD2", "SDXL")[number % 2], TYPES[number % 3]
+    place = Place(device.DEVICE, kind, dtype, text_there=number % 4 < 2)
+    assert_near(acts.edit(place, name, packed=number % 3 == 0), of_the_cpu(kind, name, dtype), dtype)
 
 
 @cache
@@ -72,26 +83,38 @@ def inverted_by_the_cpu(name: str) -> Tensor:
     return acts.invert(Place(tiny.CPU), name)
 
 
-@pytest.mark.parametrize("name", INVERSIONS)
-@pytest.mark.parametrize("dtype", TYPES)
+INVERTED = [(name, dtype) for dtype in TYPES for name in INVERSIONS if dtype != torch.bfloat16 or name in FEW]
+
+
+@pytest.mark.parametrize(("name", "dtype"), INVERTED)
 def test_inversions(name: str, dtype: torch.dtype) -> None:
     place = Place(device.DEVICE, "SD1", dtype, text_there=dtype != torch.float16)
     assert_near(acts.invert(place, name), inverted_by_the_cpu(name), dtype)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("checkpointing", [False, True])
+@cache
+def guided_by_the_cpu() -> Tensor:
+    return acts.edit(Place(tiny.CPU), "CPAM", guided=acts.guidance(checkpointing=False, iterations=1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "checkpointing"), [(torch.float32, True), (torch.float16, False), (torch.bfloat16, True)]
+)
 def test_guidance(dtype: torch.dtype, checkpointing: bool) -> None:
     part = acts.guidance(checkpointing=checkpointing, iterations=1)
-    expected = acts.edit(Place(tiny.CPU), "CPAM", guided=part)
     place = Place(device.DEVICE, "SD1", dtype, text_there=checkpointing)
-    assert_near(acts.edit(place, "CPAM", guided=part), expected, dtype)
+    assert_near(acts.edit(place, "CPAM", guided=part), guided_by_the_cpu(), dtype)
+
+
+@cache
+def recorded_by_the_cpu() -> dict[str, Tensor]:
+    return acts.recorded_maps(Place(tiny.CPU))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_maps(dtype: torch.dtype) -> None:
     """What is shown of a run lies on the CPU, and is near the CPU's."""
-    expected = acts.recorded_maps(Place(tiny.CPU))
+    expected = recorded_by_the_cpu()
     found = acts.recorded_maps(Place(device.DEVICE, "SD1", dtype, text_there=dtype == torch.bfloat16))
     for name, value in found.items():
         assert_near(value, expected[name], dtype)

@@ -4,89 +4,18 @@
 // memory has an end. Waits, copies, and live and peak bytes are counted. Every operation is computed by PyTorch's CPU
 // kernel on a view of the device's memory, so results are the CPU's. It says nothing about speed, streams or kernels.
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/GeneratorForPrivateuseone.h>
-#include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/ops/as_strided_native.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "memory.h"
+
 namespace {
-
-constexpr auto DEVICE = c10::DeviceType::PrivateUse1;
-constexpr size_t HEADER = 64;  // bytes before a block, which hold its size and keep its alignment
-
-enum Event : int { WAIT = 0, TO_DEVICE = 1 };
-using Listener = void (*)(int event);
-
-std::atomic<int64_t> waits{0}, to_device{0}, live{0}, peak{0}, allocations{0}, fails_at{0};
-std::atomic<Listener> listener{nullptr};
-
-void tell(Event event) {
-  (event == WAIT ? waits : to_device)++;
-  if (Listener listening = listener.load()) listening(event);
-}
-
-struct Memory final : c10::Allocator {
-  static void release(void* block) {
-    live -= static_cast<int64_t>(*static_cast<size_t*>(block));
-    std::free(block);
-  }
-  c10::DataPtr allocate(size_t bytes) override {
-    const int64_t number = ++allocations;
-    TORCH_CHECK_WITH(OutOfMemoryError, number != fails_at.load(), "The simulated device is out of memory, as told");
-    char* block = static_cast<char*>(std::aligned_alloc(HEADER, (bytes + HEADER - 1) / HEADER * HEADER + HEADER));
-    if (block == nullptr) throw std::bad_alloc();
-    *reinterpret_cast<size_t*>(block) = bytes;
-    const int64_t now = live += static_cast<int64_t>(bytes);
-    for (int64_t most = peak.load(); now > most && !peak.compare_exchange_weak(most, now);) {}
-    return {block + HEADER, block, &release, c10::Device(DEVICE, 0)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
-  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
-};
-Memory memory;
-REGISTER_ALLOCATOR(DEVICE, &memory);
-
-struct Guard final : c10::impl::DeviceGuardImplInterface {
-  c10::DeviceType type() const override { return DEVICE; }
-  c10::Device getDevice() const override { return {DEVICE, 0}; }
-  c10::Device exchangeDevice(c10::Device) const override { return getDevice(); }
-  void setDevice(c10::Device) const override {}
-  void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
-  c10::Stream getStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, getDevice()); }
-  c10::Stream getDefaultStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, getDevice()); }
-  c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
-  void record(void**, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {}
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
-};
-C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
-
-struct Hooks final : at::PrivateUse1HooksInterface {
-  void init() const override {}
-  bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
-  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
-  bool isPinnedPtr(const void*) const override { return false; }
-  at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::make_generator<at::CPUGeneratorImpl>(); }
-  const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
-    static const at::Generator generator = getNewGenerator(0);
-    return generator;
-  }
-};
-const bool registered = (at::RegisterPrivateUse1HooksInterface(new Hooks()), true);
 
 bool on_device(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == DEVICE; }
 
@@ -163,7 +92,12 @@ const std::set<std::string> READS = {
 const std::set<std::string> INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_",
                                        "aten::_unsafe_index"};
 
+// Sums of products: a GPU takes those of half types in float32 and rounds once. So does this, which is also faster.
+const std::set<std::string> PRODUCTS = {"aten::convolution_overrideable", "aten::convolution_backward_overrideable",
+                                        "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"};
+
 struct Inputs {
+  std::optional<at::ScalarType> half;  // of a sum of products, where it is a half type
   bool device = false, host = false, mask = false;
   int64_t indices = 0;  // on the host
 
@@ -177,10 +111,15 @@ struct Inputs {
   }
 };
 
-at::Tensor as_input(const at::Tensor& tensor, bool out) {
+bool is_half(const at::Tensor& tensor) {
+  return tensor.defined() && (tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16);
+}
+
+at::Tensor as_input(const at::Tensor& tensor, bool out, bool product) {
+  const auto type = product && is_half(tensor) ? at::kFloat : tensor.defined() ? tensor.scalar_type() : at::kFloat;
   // What an `out` holds is not read, and the kernel may need it larger: it gets one of its own.
-  if (out && on_device(tensor)) return at::empty({0}, tensor.options().device(c10::kCPU));
-  return on_cpu(tensor);
+  if (out && on_device(tensor)) return at::empty({0}, tensor.options().device(c10::kCPU).dtype(type));
+  return tensor.defined() ? on_cpu(tensor).to(type) : tensor;
 }
 
 void put_out(const at::Tensor& given, const at::Tensor& computed) {
@@ -230,7 +169,7 @@ void compute(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
   const std::string& name = schema.name();
   const size_t count = schema.arguments().size(), begin = stack->size() - count;
   const std::vector<c10::IValue> given(stack->begin() + static_cast<int64_t>(begin), stack->end());
-  const bool indexed = INDEXED.count(name) > 0;
+  const bool indexed = INDEXED.count(name) > 0, product = PRODUCTS.count(name) > 0;
   Inputs inputs;
   for (size_t i = 0; i < count; i++) {
     auto& value = (*stack)[begin + i];
@@ -238,7 +177,8 @@ void compute(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
     const bool out = argument.kwarg_only() && argument.alias_info() != nullptr && argument.alias_info()->isWrite();
     if (value.isTensor()) {
       inputs.see(value.toTensor(), false);
-      value = as_input(value.toTensor(), out);
+      if (product && is_half(value.toTensor())) inputs.half = value.toTensor().scalar_type();
+      value = as_input(value.toTensor(), out, product);
     } else if (value.isTensorList()) {
       c10::List<at::Tensor> list;
       for (const at::Tensor& tensor : value.toTensorVector()) inputs.see(tensor, false), list.push_back(on_cpu(tensor));
@@ -269,7 +209,10 @@ void compute(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
   const size_t results = schema.returns().size(), end = stack->size();
   for (size_t i = 0; i < results; i++) {
     auto& result = (*stack)[end - results + i];
-    result = as_output(result, schema.returns()[i].alias_info(), schema, given);
+    const auto* alias = schema.returns()[i].alias_info();
+    if (inputs.half && alias == nullptr && result.isTensor() && result.toTensor().defined())
+      result = result.toTensor().to(*inputs.half);
+    result = as_output(result, alias, schema, given);
   }
 }
 

@@ -66,7 +66,8 @@ def _build() -> Path:
     from machine.cache_folder import cache_folder, locked
 
     source = HERE / "device.cpp"
-    made_of = (source.read_text("utf-8"), torch.__version__, *FLAGS)
+    texts = (file.read_text("utf-8") for file in (source, HERE / "memory.h"))
+    made_of = (*texts, torch.__version__, *FLAGS)
     folder = cache_folder() / "simulated-gpu"
     library = folder / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
     with locked(folder):
