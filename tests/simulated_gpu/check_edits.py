@@ -37,10 +37,20 @@ def unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+JUMPS = {"Proximal": 0.05}
+"""Share of a result's values, those furthest off, that are not compared in half types.
+
+Proximal Guidance's hold gives a value back to the source where guidance is below a quantile. 100 u of float16 are 5 %
+of that threshold, and within these lie 5 % of normally distributed values: they go either way.
+"""
+
+
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, jumps: float = 0.0) -> None:
     assert found.device == tiny.CPU and found.shape == expected.shape
     assert torch.isfinite(found).all()
-    error = float((found.float() - expected.float()).norm() / expected.float().norm())
+    off = (found.float() - expected.float()).abs().flatten().sort().values
+    compared = off[: len(off) - int(jumps * len(off))] if dtype != torch.float32 else off
+    error = float(compared.norm() / expected.float().norm())
     assert error <= ROUNDINGS[dtype] * unit(dtype), f"off by {error / unit(dtype):.0f} units of {dtype}"
 
 
@@ -60,7 +70,7 @@ def of_the_cpu(kind: str, name: str, dtype: torch.dtype) -> Tensor:
 )
 def test_methods(name: str, dtype: torch.dtype, packed: bool, text_there: bool) -> None:
     place = Place(device.DEVICE, "SD1", dtype, text_there)
-    assert_near(acts.measured(place, name, packed).latent, of_the_cpu("SD1", name, dtype), dtype)
+    assert_near(acts.measured(place, name, packed).latent, of_the_cpu("SD1", name, dtype), dtype, JUMPS.get(name, 0.0))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name in FEW])
@@ -70,12 +80,14 @@ def test_methods_in_bfloat16(name: str) -> None:
 
 
 # A method meets one of the other families, in one of the types; all methods together meet both in all of them.
+# SDXL's runs take several times as long, so that every fourth is one.
 @pytest.mark.parametrize("name", METHODS)
 def test_families(name: str) -> None:
     number = list(METHODS).index(name)
-    kind, dtype = ("SD2", "SDXL")[number % 2], TYPES[number % 3]
-    place = Place(device.DEVICE, kind, dtype, text_there=number % 4 < 2)
-    assert_near(acts.edit(place, name, packed=number % 3 == 0), of_the_cpu(kind, name, dtype), dtype)
+    kind, dtype = "SDXL" if number % 4 == 1 else "SD2", TYPES[number % 3]
+    place = Place(device.DEVICE, kind, dtype, text_there=number % 8 < 4)
+    found = acts.edit(place, name, packed=number % 3 == 0)
+    assert_near(found, of_the_cpu(kind, name, dtype), dtype, JUMPS.get(name, 0.0))
 
 
 @cache
