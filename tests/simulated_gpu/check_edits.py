@@ -95,7 +95,14 @@ def inverted_by_the_cpu(name: str) -> Tensor:
     return acts.invert(Place(tiny.CPU), name)
 
 
-INVERTED = [(name, dtype) for dtype in TYPES for name in INVERSIONS if dtype != torch.bfloat16 or name in FEW]
+LEFT_OUT = {(torch.float32, "null text"), (torch.float16, "null text, checkpoints")}
+"""The same way back with and without checkpoints: a type has one of them."""
+INVERTED = [
+    (name, dtype)
+    for dtype in TYPES
+    for name in INVERSIONS
+    if (dtype, name) not in LEFT_OUT and (dtype != torch.bfloat16 or name in FEW)
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), INVERTED)
