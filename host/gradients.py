@@ -1,16 +1,17 @@
 """Gradients through the host's UNet: the one way in which the pack differentiates it.
 
 Nodes run in inference mode, on weights that were loaded in it; neither can be differentiated. In here inference
-mode is left, weights that autograd could not save are wrapped anew with the same values, and the UNet's options
-are completed by what a backward pass needs. Weights never get a gradient, and the options are the caller's own
-copy, so that nothing has to be undone on the model but a flag.
+mode is left, weights that autograd could not save are wrapped anew with the same values, or copied as the host
+fetches them, half precision is computed with in float32, and the UNet's options are completed by what a backward pass
+needs. Weights never get a gradient, the options are the caller's own copy, and what is switched on the loaded model is
+switched back at the end, however that comes: the run's other passes stay what they are without a gradient.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,15 +25,17 @@ from torch.utils.checkpoint import checkpoint
 
 from .marks import KEY
 
+COMPUTE = torch.float32
+"""What half precision is differentiated in."""
 GRAPH_ROWS = {False: 6, True: 3}
-"""Rows of plain sampling that take as much memory as one row with its graph, by checkpointing (SD1.5, 512 px)."""
+"""Rows of plain sampling that take as much memory as one row with its graph, by checkpointing (SD1.5, 512 px), both in
+one precision."""
 
 
 def for_gradients(model: Any, checkpointing: bool) -> Any:
     """A clone of a host MODEL whose runs may be differentiated.
 
-    Half-precision weights are computed with in float32: small gradients survive, and the host then makes every
-    weight a fresh tensor for its layer, whether it was offloaded or not. The host is told to make room for a graph.
+    The host is told to make room for a graph; nothing else is changed, so that the clone shares the loaded weights.
 
     Raises:
         ValueError: quantised weights (fp8, GGUF), which cannot be differentiated.
@@ -44,14 +47,16 @@ def for_gradients(model: Any, checkpointing: bool) -> Any:
             "without quantisation (weight_dtype default), or do without MAG-Edit and Null-Text Inversion; "
             "Negative-Prompt Inversion and the other edits need no gradient."
         )
-    if dtype.itemsize == 2:
-        clone.set_model_compute_dtype(torch.float32)
     rows = GRAPH_ROWS[checkpointing]
 
     def prepare(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any) -> Any:
-        return executor(patcher, [noise_shape[0] * rows, *noise_shape[1:]], conds, *args, **kwargs)
+        # The host counts in the run's own precision.
+        wider = COMPUTE.itemsize // min(COMPUTE.itemsize, patcher.model.get_dtype_inference().itemsize)
+        return executor(patcher, [noise_shape[0] * rows * wider, *noise_shape[1:]], conds, *args, **kwargs)
 
-    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, f"{KEY} gradients", prepare)
+    key = f"{KEY} gradients"
+    clone.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, key)
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, prepare)
     return clone
 
 
@@ -66,21 +71,15 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
 
     Yields:
         model options for `calc_cond_batch`, to be used in here.
-
-    Raises:
-        ValueError: weights that are offloaded in the very precision that is computed in. The host moves them
-            through a buffer which later layers overwrite.
     """
-    device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
-    with torch.inference_mode(False):
-        own = model.get_dtype() if model.current_patcher.is_dynamic() else None
-        frozen = _freeze(model.diffusion_model, device, dtype, own)
-        try:
-            with torch.enable_grad():
-                yield _options(options, checkpointing)
-        finally:
-            for parameter in frozen:
-                _set_flag(parameter, True)
+    patcher = model.current_patcher
+    with torch.inference_mode(False), ExitStack() as undo:
+        if model.get_dtype_inference().itemsize < COMPUTE.itemsize:
+            _compute_wider(model, undo)
+        own = model.get_dtype() if patcher.is_dynamic() else None
+        _freeze(model.diffusion_model, patcher.load_device, model.get_dtype_inference(), own, undo)
+        with torch.enable_grad():
+            yield _options(options, checkpointing)
 
 
 def gradient(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -138,33 +137,53 @@ class _Constant:
         return getattr(self._control, name)
 
 
+def _compute_wider(model: Any, undo: ExitStack) -> None:
+    """Compute in COMPUTE, in which small gradients survive: the host casts its weights to their input's type.
+
+    Every weight of another type is then a fresh tensor for its layer, whether it was offloaded or not.
+    """
+    _set(model, "manual_cast_dtype", COMPUTE, undo)
+    for module in model.diffusion_model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            _set(module, "comfy_cast_weights", True, undo)
+
+
+def _set(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
+    """Set what is no parameter, buffer or module of its owner, until `undo` is closed."""
+    present = vars(owner)
+    if name in present:
+        undo.callback(setattr, owner, name, present[name])
+    else:
+        undo.callback(present.pop, name, None)
+    setattr(owner, name, value)
+
+
 def _freeze(
-    unet: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None
-) -> list[torch.nn.Parameter]:
-    """Make weights ones that autograd can save and does not differentiate; those whose flag was taken.
+    unet: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None, undo: ExitStack
+) -> None:
+    """Make weights ones that autograd can save and does not differentiate.
 
     Args:
         device, dtype: where and in what the host computes.
         own: precision to which the host casts weights as it fetches them, where it loads dynamically.
+        undo: gives back flags, and the functions by which the host fetches weights.
     """
-    frozen = []
     for module in unet.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             # Weights that wait elsewhere come in the model's own precision, whatever the file's.
             given = parameter.dtype if parameter.device == device or own is None else own
             used_itself = given == dtype
             if used_itself and parameter.device != device:
-                raise ValueError(
-                    f"Not all of the model fits on {device}, and gradients cannot be computed with {dtype} weights "
-                    "that wait elsewhere. Start ComfyUI without --fp32-unet, or free memory."
-                )
-            if used_itself and not _saveable(parameter):
+                # The host fetches them into a buffer that later layers overwrite, and calls these on what it fetched.
+                functions = f"{name}_function"
+                _set(module, functions, [*getattr(module, functions, []), torch.clone], undo)
+            elif used_itself and not _saveable(parameter):
                 # One weight at a time; the values are the same, so it may stay.
                 setattr(module, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
-            elif parameter.requires_grad:
+                continue
+            if parameter.requires_grad:
+                undo.callback(_set_flag, parameter, True)
                 _set_flag(parameter, False)
-                frozen.append(parameter)
-    return frozen
 
 
 def _set_flag(parameter: torch.nn.Parameter, wanted: bool) -> None:

@@ -35,10 +35,11 @@ class SourceRows:
     Args:
         chunks: the features that each target chunk reads, S rows each.
         batch: images per chunk; S is 1 or the batch.
+        dtype: the target's, which is wider in a pass that is differentiated; None for that of the features.
     """
 
-    def __init__(self, chunks: Sequence[Features], batch: int) -> None:
-        self._chunks, self._batch = chunks, batch
+    def __init__(self, chunks: Sequence[Features], batch: int, dtype: torch.dtype | None = None) -> None:
+        self._chunks, self._batch, self._dtype = chunks, batch, dtype
 
     @cached_property
     def q(self) -> Tensor:
@@ -61,7 +62,8 @@ class SourceRows:
             raise RuntimeError(
                 f"The source's {part} was not kept here: the act that reads it has to say so (Act.reads)."
             )
-        return torch.cat([_expand(x, self._batch) for x in kept])
+        rows = torch.cat([_expand(x, self._batch) for x in kept])
+        return rows if self._dtype is None else rows.to(self._dtype)
 
 
 def _expand(x: Tensor, batch: int) -> Tensor:

@@ -194,7 +194,7 @@ class SiteHook:
                 return None
             prompt = captured[KEY]
             other = captured.get(KEY_NEGATIVE, prompt) if own_half else prompt
-            return SourceRows([prompt if chunk else other for chunk in conditional], call.batch)
+            return SourceRows([prompt if chunk else other for chunk in conditional], call.batch, q.dtype)
 
         def call_of(own: Own, control: Control | None = None, act: Act = ANY) -> AttentionCall:
             return AttentionCall(

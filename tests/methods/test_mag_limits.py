@@ -220,3 +220,34 @@ def test_cost_is_told_from_the_share_of_the_unet_that_runs(model):
     assert work(sd1, 4, True) > work(sd1, 4, False) > FORWARD["SD1.x"][4]
     with pytest.raises(ValueError, match="1/3"):
         asked(model, slope_of, detail=3)
+
+
+# The precision.
+
+
+@pytest.mark.parametrize("under", [None, "p2p", "pnp", "cpam"])
+def test_half_precision_is_kept_but_for_the_guided_passes(under, monkeypatch):
+    """The slope is one of single precision, and the run's own passes and the source are of the model's."""
+    half = tiny.tiny_model(dtype=torch.bfloat16)
+    inversion = edits.invert(half)
+    controls = {
+        None: [],
+        "p2p": [P2P(prompt("a cat on a mat"), prompt("a cat red striped thing on a mat"))],
+        "pnp": [PnP()],
+        "cpam": [CPAM(edits.masks(), normal_share=0.0)],
+    }[under]
+    seen = []
+    forward = type(half.model.diffusion_model).forward
+
+    def spy(self, x, *args, **kwargs):
+        seen.append((torch.is_grad_enabled(), x.dtype))
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(half.model.diffusion_model), "forward", spy)
+    one = part(scale=50.0)
+    guided(half, inversion, one, under=controls)
+    assert set(seen) == {(True, torch.float32), (False, torch.bfloat16)}
+    assert one.curve.worked()
+    # The run of which MAG-Edit guides nothing is the one without it, bit for bit.
+    bare = guided(half, inversion, part(iterations=0, blend=1.0), under=controls)
+    assert torch.equal(bare, edits.run(half, inversion, *controls))
