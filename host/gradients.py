@@ -85,19 +85,26 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
 def gradient(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The gradient of a scalar, zero for inputs that it does not depend on; within `differentiable`.
 
-    Raises:
-        ValueError: it is not finite.
+    Nothing waits for the device; whoever reads something of it then has to read `finite` of the gradient too.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
     if not value.requires_grad:
         return tuple(torch.zeros_like(x) for x in inputs)
-    found = torch.autograd.grad(value, list(inputs), allow_unused=True, materialize_grads=True)
-    if not all(torch.isfinite(g).all() for g in found):
+    return torch.autograd.grad(value, list(inputs), allow_unused=True, materialize_grads=True)
+
+
+def finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether all numbers of gradients are finite, as a bool tensor () on their device, for `check_finite`."""
+    return torch.stack([torch.isfinite(found).all() for found in gradients]).all()
+
+
+def check_finite(is_finite: float) -> None:
+    """Raise ValueError unless what has been read of `finite` is true."""
+    if not is_finite:
         raise ValueError(
-            "The gradient through the UNet is not finite. Most often half precision overflowed: start ComfyUI with "
-            "--fp32-unet, or take smaller steps."
+            "The gradient through the UNet is not finite. Take smaller steps or a smaller scale; if the first step of "
+            "all fails too, the image or a prompt holds numbers that are not finite."
         )
-    return found
 
 
 def plain(value: Any) -> Any:

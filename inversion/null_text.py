@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..host.conditioning import Conditioning, source_conditioning, with_states
 from ..host.cost import Cost, measured
-from ..host.gradients import differentiable, for_gradients, gradient, plain
+from ..host.gradients import check_finite, differentiable, finite, for_gradients, gradient, plain
 from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
 from ..host.models import latent_of
 from .improvement import Found, Improvement
@@ -92,7 +92,13 @@ def optimise(
 def _optimise_step(
     land: Callable[[Tensor, Tensor], Tensor], target: Tensor, states: Tensor, settings: NullTextInversion, i: float
 ) -> Step:
-    """The inner loop of one step; every image stops by itself, as if it were alone."""
+    """The inner loop of one step; every image stops by itself, as if it were alone.
+
+    The device is waited for once in an iteration.
+
+    Raises:
+        ValueError: a gradient that is not finite.
+    """
     text = states.detach().clone().requires_grad_()
     adam = torch.optim.Adam([text], lr=settings.rate(i))
     open_images = torch.arange(len(text), device=text.device)
@@ -103,15 +109,21 @@ def _optimise_step(
         landed = land(text[open_images], open_images)
         loss = _error(landed, target[open_images])
         (text.grad,) = gradient(loss.sum(), [text])
-        best.offer(open_images, before, landed.detach(), loss.detach())
+        still = loss.detach() >= settings.bound(i)
+        read = torch.cat([finite([text.grad])[None], loss.detach(), still]).tolist()
+        check_finite(read[0])
+        losses.append(tuple(read[1 : len(loss) + 1]))
+        if settings.keep_best:
+            best.offer(open_images, before, landed.detach(), loss.detach())
         adam.step()
-        closed = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        closed[open_images] = False
-        text.data[closed] = before[closed]
-        losses.append(tuple(loss.tolist()))
-        open_images = open_images[loss.detach() >= settings.bound(i)]
-        if len(open_images) == 0:
+        # Adam's momentum would move closed images on.
+        updated = torch.zeros(len(text), dtype=torch.bool, device=text.device).index_fill_(0, open_images, True)
+        text.data = torch.where(updated[:, None, None], text.data, before)
+        left = [place for place, is_open in enumerate(read[len(loss) + 1 :]) if is_open]
+        if not left:
             break
+        if len(left) < len(open_images):
+            open_images = open_images[torch.tensor(left, device=text.device)]
     everything = torch.arange(len(text), device=text.device)
     with torch.no_grad():
         landed = land(text, everything)
@@ -133,8 +145,9 @@ class _Best:
     def offer(self, images: Tensor, text: Tensor, landed: Tensor, loss: Tensor) -> None:
         """Take over what is better; text holds all images, the rest those in `images`."""
         better = loss < self.loss[images]
-        chosen = images[better]
-        self.text[chosen], self.landed[chosen], self.loss[chosen] = text[chosen], landed[better], loss[better]
+        for kept, new in ((self.text, text[images]), (self.landed, landed), (self.loss, loss)):
+            chosen = torch.where(better.view(-1, *[1] * (kept.ndim - 1)), new, kept[images])
+            kept.index_copy_(0, images, chosen)
 
 
 def _error(landed: Tensor, target: Tensor) -> Tensor:

@@ -47,10 +47,11 @@ class Network:
 
         x (B, C, h, w) is a latent in the sampler's scale, `loss` a function of the `Maps` to a scalar, or to None
         when no gradient is wanted after all. `role` is the conditioning to read with. With `alone` no control but
-        that one acts, and the maps are those of its own layers. The slope (B, C, h, w) is that of the scalar by x.
+        that one acts, and the maps are those of its own layers. The slope (B, C, h, w) is that of the scalar by x;
+        whether it is finite has to be checked (`host.gradients.finite`).
 
         Raises:
-            ValueError: the guider has no such conditioning, or the gradient is not finite.
+            ValueError: the guider has no such conditioning.
         """
         each = [self.run.layers(control, Site.CROSS) for control in self.run.controls if moves(control)]
         lasts = {_last(found).block for found in (layers, *each) if found}

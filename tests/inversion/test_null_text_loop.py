@@ -8,6 +8,7 @@ import pytest
 import torch
 from attention_edit.inversion.null_text import PAPER_GUIDANCE, NullTextInversion, optimise
 from attention_edit.inversion.steps import alpha_of, ddim_step
+from waits import Waits
 
 
 class Linear:
@@ -137,3 +138,26 @@ def test_images_of_a_batch_stop_alone():
             assert torch.allclose(step.states[i : i + 1], alone[i][number].states, rtol=1e-9)
     counts = [[len(step.losses) for step in one] for one in alone]
     assert counts[0] != counts[1]
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_an_iteration_waits_for_the_device_once(keep_best):
+    """Apart from a wait at the end of each step, and from Adam's reading of its step counter.
+
+    PyTorch keeps the counter on the CPU, whatever the device of what is optimised (`capturable` is off).
+    """
+    found, of_adam = [], 1
+    for inner in (2, 5):
+        with Waits() as counted:
+            steps = Linear().optimise(inner=inner, early_stop=0.0, keep_best=keep_best)
+        assert [len(step.losses) for step in steps] == [inner] * 3
+        found.append(counted.count)
+    assert found[1] - found[0] == 3 * (5 - 2) * (1 + of_adam)
+
+
+def test_a_gradient_that_is_not_finite_is_told():
+    net = Linear()
+    states = net.null.clone()
+    states[1, 0, 0] = float("inf")
+    with pytest.raises(ValueError, match="not finite"):
+        net.optimise(states=states)

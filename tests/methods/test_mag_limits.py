@@ -10,6 +10,7 @@ import edits
 import pytest
 import tiny
 import torch
+from attention_edit.attention.engine import slopes
 from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.engine.plan import plan_of
 from attention_edit.attention.masks.cells import resize
@@ -33,6 +34,7 @@ from attention_edit.inversion.null_text import NullTextInversion
 from attention_edit.inversion.plot import line_plot
 from mag_runs import CELLS, STUB, WORDS, Probe, asked, guided, part, slope_of
 from prompts import prompt
+from waits import Waits
 
 # What stands underneath, and what does not go.
 
@@ -251,3 +253,46 @@ def test_half_precision_is_kept_but_for_the_guided_passes(under, monkeypatch):
     # The run of which MAG-Edit guides nothing is the one without it, bit for bit.
     bare = guided(half, inversion, part(iterations=0, blend=1.0), under=controls)
     assert torch.equal(bare, edits.run(half, inversion, *controls))
+
+
+# Waits for the device, and what is read in them.
+
+
+def waits(model, inversion, **values):
+    """Waits of a whole run, and the number of its iterations."""
+    one = part(scale=50.0, **values)
+    with Waits() as counted:
+        guided(model, inversion, one)
+    return counted.count, len(one.curve.points)
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e-9])
+def test_an_iteration_waits_for_the_device_once(model, inversion, gain):
+    few, more = (waits(model, inversion, iterations=iterations, gain=gain) for iterations in (2, 5))
+    assert (few[1], more[1]) == (4, 10)
+    assert more[0] - few[0] == more[1] - few[1]
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_slope_that_is_not_finite_is_told(model, inversion, broken, monkeypatch):
+    """An iteration late, and the last one's at the end: never lost, and the latent goes no further."""
+    found, real = [], slopes.gradient
+
+    def gradient(value, inputs):
+        (g,) = real(value, inputs)
+        found.append(g)
+        return (g.fill_(float("nan")) if len(found) == broken + 1 else g,)
+
+    monkeypatch.setattr(slopes, "gradient", gradient)
+    with pytest.raises(ValueError, match="not finite"):
+        guided(model, inversion, part(iterations=3))
+    assert len(found) == broken + 1
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_slope_of_nothing_is_told(model, inversion, iterations, monkeypatch):
+    """At a step's last iteration too."""
+    real = slopes.gradient
+    monkeypatch.setattr(slopes, "gradient", lambda *given: tuple(g.zero_() for g in real(*given)))
+    with pytest.raises(ValueError, match="cannot reach"):
+        guided(model, inversion, part(iterations=iterations))
