@@ -14,6 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from .caches import remove_caches
 from .marks import KEY
 
 log = logging.getLogger(__name__)
@@ -85,13 +86,14 @@ def _counts_itself(device: torch.device) -> bool:
 
 @contextmanager
 def measured(model: Any, name: str = "", planned: str = "") -> Iterator[tuple[Any, Cost]]:
-    """A clone of a host MODEL whose evaluations are counted, and the count.
+    """A clone of a host MODEL whose evaluations are all made (no cache skips one) and counted, and the count.
 
     Args:
         name: of the run, for the log; nothing is written without one.
         planned: what it will take, such as "98 UNet evaluations", written before it starts.
     """
     clone, cost = model.clone(), Cost(model.load_device)
+    remove_caches(clone)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, f"{KEY} cost", cost)
     if planned:
         log.info("%s plans %s", name, planned)

@@ -118,7 +118,8 @@ class OwnSampler(comfy.samplers.Sampler, ABC):
         disable_pbar: bool = False,
     ) -> Tensor:
         """The host's Sampler interface."""
-        assert latent_image is not None
+        if latent_image is None:
+            raise ValueError("Connect VAE Encode's latent: this run starts from an image, and the host gave it none.")
         return self.run(
             HostRun(model_wrap, sigmas, latent_image, extra_args["model_options"], extra_args["seed"], callback)
         )
@@ -127,7 +128,8 @@ class OwnSampler(comfy.samplers.Sampler, ABC):
 def noise_like(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
     """The noise (B, C, h, w) that the host's samplers make of a seed."""
     noise = comfy.sample.prepare_noise(samples, seed, batch_index)
-    assert isinstance(noise, Tensor)  # of a plain latent; only nested ones give nested noise
+    if not isinstance(noise, Tensor):
+        raise ValueError("Connect the latent of one image or batch: this one is nested, of sound or video.")
     return noise
 
 

@@ -75,6 +75,14 @@ def _expand(x: Tensor, batch: int) -> Tensor:
     return x.expand(batch, *x.shape[1:])
 
 
+def source_missing(run: Moment, place: str) -> ValueError:
+    """What is said where the source's features are to be read and its rows have not come by."""
+    return ValueError(
+        "Remove nodes that skip calls or layers of the model (TeaCache, First Block Cache and the like): the source "
+        f"image was not run at sigma {run.sigma:.3f}, and this edit reads it in {place}."
+    )
+
+
 def _as_it_is(_: AttentionCall, __: Tensor, target: Tensor) -> Tensor:
     return target
 
@@ -135,10 +143,7 @@ class AttentionCall:
             ValueError: they are not there.
         """
         if self.source is None:
-            raise ValueError(
-                "Remove nodes that skip calls of the model (EasyCache, LazyCache, TeaCache and the like): the source "
-                f"image was not run at sigma {self.run.sigma:.3f}, and this edit reads it in layer {self.layer.index}."
-            )
+            raise source_missing(self.run, f"layer {self.layer.index}")
         return self.source
 
     def rows(self, chunk: int) -> slice:

@@ -61,12 +61,23 @@ def check_acted(run: Run) -> None:
 
 
 def check_whole(run: Run, x: Tensor) -> None:
-    if tuple(x.shape[-2:]) != run.size:
+    """Refuse a UNet call on a part of the picture, and name what makes it.
+
+    Raises:
+        ValueError: the latent is not of the run's size.
+    """
+    if tuple(x.shape[-2:]) == run.size:
+        return
+    part = f"{x.shape[-1]}x{x.shape[-2]} of the latent's {run.size[1]}x{run.size[0]} cells"
+    if any(cond.get("area") is not None for conds in run.guider.conds.values() for cond in conds or []):
         raise ValueError(
-            f"A conditioning covers an area of {x.shape[-1]}x{x.shape[-2]} of the latent's "
-            f"{run.size[1]}x{run.size[0]}; edits need conditionings of the whole image. Replace Conditioning (Set "
-            "Area) by a mask."
+            f"Replace Conditioning (Set Area) by a mask: a conditioning covers an area of {part}, and edits need "
+            "conditionings of the whole image."
         )
+    raise ValueError(
+        f"Remove the node that runs the model on windows or tiles of the picture (sliding-window guidance, tiled "
+        f"diffusion, context windows) from the edited model: it asks for {part}, and edits need the whole image."
+    )
 
 
 def check_source_prompt(run: Moment, prompt: Prompt, name: str) -> None:

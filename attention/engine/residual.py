@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...host.marks import KEY
 from .acts import Site
-from .call import Features, SourceRows
+from .call import Features, SourceRows, source_missing
 from .roles import Call
 
 
@@ -34,6 +34,8 @@ def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dic
     for role, _length, rows in call.sources:
         captured[role] = Features(out[rows], skip[rows], skip[rows])
     if len(call.target_rows):
+        if KEY not in captured:
+            raise source_missing(call.run, f"block {' '.join(map(str, block))}")
         source = SourceRows([captured[KEY]] * len(call.target_roles), call.batch)
         result = torch.empty_like(out)
         if len(call.source_rows):

@@ -190,7 +190,7 @@ class SiteHook:
 
         @cache
         def source(own_half: bool) -> SourceRows | None:
-            if not captured:
+            if not captured or KEY not in captured:
                 return None
             prompt = captured[KEY]
             other = captured.get(KEY_NEGATIVE, prompt) if own_half else prompt

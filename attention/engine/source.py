@@ -13,6 +13,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 from torch import Tensor
 
+from ...host.caches import without_caches
 from ...host.conditioning import CONTROL, beside_text, same_text, source_conditioning
 from ...host.guider import is_guided
 from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, row_key
@@ -73,7 +74,7 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
     """Run the source branch now, or make it ready to ride along in the target's call."""
     if run.inversion is None:
         return
-    x = run.source(timestep.device)
+    x, options = run.source(timestep.device), without_caches(model_options)
 
     def capture() -> None:
         # From second place on: see `present_as`.
@@ -84,7 +85,7 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
                 conds,
                 x,
                 timestep[:1].expand(len(x)),
-                model_options,
+                options,
             )
 
     if run.packs():
@@ -112,16 +113,18 @@ def present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int
 
 def with_source(run: Run, call: Call, x: Tensor) -> Tensor:
     """The rows of a call with the packed source's latent in its rows, and its features ready for the target's."""
-    assert run.packed_source is not None and run.capture_now is not None
+    packed, capture = run.packed_source, run.capture_now
+    if packed is None or capture is None:
+        return x
     missing = set(run.sources()) - set(call.roles) - run.roles_captured
     if len(call.target_rows) and missing:
         # The host split the batch (memory, ControlNet) and the target came first.
-        run.capture_now()
+        capture()
         run.roles_captured |= set(run.sources())
     run.roles_captured |= set(run.sources()) & set(call.roles)
     if not call.sources:
         return x
     x = x.clone()
     for _, _, rows in call.sources:
-        x[rows] = run.packed_source.to(x).expand(len(rows), -1, -1, -1)
+        x[rows] = packed.to(x).expand(len(rows), -1, -1, -1)
     return x

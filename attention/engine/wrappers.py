@@ -11,6 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...host.caches import without_caches
 from ...host.families import family_of
 from ...host.guider import is_guided
 from ...host.marks import KEY, row_key
@@ -130,7 +131,8 @@ def _pinned(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noise (none), latent (the inverted one, as a LATENT carries it) and sigmas of a pinned run."""
     inversion, schedule = plan.inversion, plan.schedule
-    assert inversion is not None and schedule is not None
+    if inversion is None or schedule is None:
+        raise ValueError("Connect Edit Setup's model to the sampler: this one has a schedule without an inversion.")
     if denoise_mask is not None:
         raise ValueError(
             "The latent has a noise mask, but Edit Setup's model starts from the inverted image itself. Remove Set "
@@ -194,7 +196,7 @@ def _predict_noise(
         if run.inversion is not None and acting.reads_source:
             prepare_source(run, guider, timestep, model_options)
         if acting.moves:
-            move(run, x, Network(run, guider, timestep, model_options))
+            move(run, x, Network(run, guider, timestep, without_caches(model_options)))
         given = x
         for control in acting.latents:
             given = control.given(run, run.states[control], given, run.sigma)
@@ -270,8 +272,11 @@ def _apply_model(
         run.evaluations += len(x)
     if run.phase is Phase.IDLE:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    indices, uuids = options.get("cond_or_uncond") or (), options.get("uuids") or ()
+    if not indices or len(indices) != len(uuids) or len(x) % len(indices):
+        # Another pack's call with options of its own: nobody has said whose rows these are, so none is ours.
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     check_whole(run, x)
-    indices, uuids = options["cond_or_uncond"], options["uuids"]
     found = [run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True)]
     roles, lengths = tuple(role for role, _ in found), tuple(length for _, length in found)
     call = Call(run, roles, len(x) // len(roles), x.device, lengths)

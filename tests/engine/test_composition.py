@@ -94,6 +94,45 @@ def test_area_conditionings_are_refused(model, inversion):
         tiny.sample(patched, positive, tiny.prompt(3), tiny.latent(4), torch.tensor(inversion.schedule))
 
 
+def test_windows_of_another_pack_are_not_called_an_area(model, inversion):
+    """Sliding-window guidance runs the model on parts of the latent; the person has no area anywhere."""
+
+    def tiled(executor, x, t, *args, **kwargs):
+        half = x.shape[-1] // 2
+        return torch.cat([executor(x[..., :half], t, *args, **kwargs), executor(x[..., half:], t, *args, **kwargs)], -1)
+
+    patched = engine.install(model, edits.SourceLook(), inversion)
+    patched.wrappers[WrappersMP.APPLY_MODEL] = {
+        "tiles": [tiled],
+        **patched.wrappers[WrappersMP.APPLY_MODEL],
+    }
+    with pytest.raises(
+        ValueError, match=r"^Remove the node that runs the model on windows.*8x16 of the latent's 16x16"
+    ):
+        tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), tiny.latent(4), torch.tensor(inversion.schedule))
+
+
+@pytest.mark.parametrize("own", [{}, {"cond_or_uncond": [0]}, {"uuids": [], "cond_or_uncond": []}])
+def test_a_call_with_another_packs_own_options_is_none_of_ours(model, inversion, own):
+    """It is let through as it would be without the edit, which is the same as if nobody had called."""
+    seen = []
+
+    def asks(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        theirs = {k: v for k, v in transformer_options.items() if k not in ("uuids", "cond_or_uncond")} | own
+        seen.append(executor(x, t, c_concat, c_crossattn, control, theirs, **kwargs))
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    patched = engine.install(model, CPAM(edits.masks(), normal_share=0.0), inversion)
+    run = lambda one: tiny.sample(  # noqa: E731
+        one, tiny.prompt(2), tiny.prompt(3), tiny.latent(4), torch.tensor(inversion.schedule)
+    )
+    plain = run(patched)
+    other = patched.clone()
+    other.wrappers[WrappersMP.APPLY_MODEL] = {"other": [asks], **other.wrappers[WrappersMP.APPLY_MODEL]}
+    assert torch.equal(run(other), plain)
+    assert seen and all(torch.isfinite(out).all() for out in seen)
+
+
 def test_merged_tokens_are_refused(model, inversion):
     patched = model.clone()
     patched.set_model_attn1_patch(lambda n, c, v, eo: (n[:, ::2], c[:, ::2], v[:, ::2]))
