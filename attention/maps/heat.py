@@ -13,6 +13,7 @@ from torch import Tensor
 from ...host.models import CELL
 from ..words.prompt import Prompt
 from .recorder import SIZES, MeanMap, Recording
+from .sizes import resize_maps
 
 MASK_RULES = ("threshold", "Otsu", "largest share")
 """How a heat map becomes a mask."""
@@ -109,13 +110,6 @@ def _picture(cross: MeanMap, columns: Tensor) -> Tensor:
 
 def _names(scales: Sequence[int] | dict[int, MeanMap]) -> list[str]:
     return [name for name, scale in SIZES.items() if scale in scales]
-
-
-def resize_maps(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Maps (B, h, w) to another size, with a mode of torch's interpolate."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[:, None], size=size, mode=mode)[:, 0]
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..engine.moment import Moment
 from ..engine.results import Results
 from ..words.prompt import Prompt
 from .probabilities import cross_map, self_map
+from .sizes import add_tokens
 
 SIZES = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
 """Layers by the side of their feature maps, as a share of the latent's: `Layer.scale` by name."""
@@ -72,22 +73,17 @@ class AttentionMaps(Results[Recording]):
 
 
 class _Sum:
-    """A running sum of maps of one size."""
+    """A running sum of maps, at the largest size that they have had."""
 
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.count = 0
-        self.layers: set[int] = set()
-        self.shape = (0, 0)
+    def __init__(self, values: Tensor, shape: tuple[int, int], layer: int) -> None:
+        self.total, self.shape, self.count, self.layers = values, shape, 1, {layer}
 
-    def add(self, call: AttentionCall, values: Tensor) -> None:
-        self.total = values if self.total is None else self.total.add_(values)
+    def add(self, call: AttentionCall, values: Tensor, own: bool) -> None:
+        self.total, self.shape = add_tokens(self.total, self.shape, values, call.shape, own)
         self.count += 1
         self.layers.add(call.layer.index)
-        self.shape = call.shape
 
     def mean(self) -> MeanMap:
-        assert self.total is not None
         return MeanMap((self.total / self.count).cpu(), self.shape, len(self.layers))
 
 
@@ -163,7 +159,11 @@ class RecordMaps(Control):
         return chunks[0] if chunks else None
 
     def _add(self, call: AttentionCall, site: Site, values: Tensor) -> None:
-        call.state.setdefault((site, call.layer.scale), _Sum()).add(call, values)
+        key = (site, call.layer.scale)
+        if key in call.state:
+            call.state[key].add(call, values, own=site is Site.SELF)
+        else:
+            call.state[key] = _Sum(values, call.shape, call.layer.index)
 
     def finish(self, run: Moment, state: Sums, latent: Tensor) -> None:
         """Leave the means, under the latent that the run ended with."""

@@ -11,8 +11,9 @@ from torch import Tensor
 from ...host.models import CELL
 from ..pictures.heat import cluster_picture, enlarged
 from .clusters import assign, k_means, principal_components
-from .heat import own_map, resize_maps, word_map
+from .heat import own_map, word_map
 from .recorder import Recording
+from .sizes import resize_maps
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from ..engine.moment import Moment, savable
 from ..maps.heat import min_max, sharpen
 from ..maps.probabilities import cross_map, self_map
 from ..maps.recorder import MeanMap
+from ..maps.sizes import add_tokens
 from .cells import for_batch, grow, resize
 from .refinement import Refinement
 
@@ -73,7 +74,7 @@ class Target:
         if self._own is None:
             self._own = MeanMap(values, call.shape, 1)
         else:
-            self._own.values.add_(values)
+            self._own = MeanMap(*add_tokens(self._own.values, self._own.shape, values, call.shape, own=True), 1)
 
     def step_done(self, run: Moment) -> None:
         """Replace the mask by the refined one, if this step's maps make one."""

@@ -15,6 +15,7 @@ from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt
 from ..engine.moment import Moment
 from ..maps.probabilities import OBJECT_SCALE, cross_map, picked
+from ..maps.sizes import alike
 from ..words.alignment import find_word, find_words
 from ..words.prompt import Prompt
 
@@ -26,7 +27,8 @@ class _Sums:
     maps: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, values: Tensor) -> None:
-        self.maps[name] = self.maps[name] + values if name in self.maps else values
+        kept, values = alike([self.maps[name], values]) if name in self.maps else (0.0, values)
+        self.maps[name] = values + kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from ..engine.control import Control
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
 from ..maps.probabilities import OBJECT_SCALE, cross_map
+from ..maps.sizes import alike
 from ..masks.cells import check_aspect, for_batch, resize
 from ..words.alignment import find_words
 from ..words.prompt import Prompt
@@ -154,7 +155,7 @@ class Seen:
         if sigma != self.sigma:
             self.sigma, self.maps = sigma, []
         self.maps.append(maps)
-        self.mean = tuple(torch.stack(side).mean(0) for side in zip(*self.maps, strict=True))
+        self.mean = tuple(torch.stack(alike(side)).mean(0) for side in zip(*self.maps, strict=True))
 
     def masks(self, shape: tuple[int, int], threshold: float) -> tuple[Tensor, Tensor] | None:
         """M_s and M_t as (B, N) bool on the maps' device; None as long as no map was seen."""
