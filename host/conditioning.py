@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.conds
 import comfy.sampler_helpers
 import torch
 from torch import Tensor
+
+from .marks import STATES
 
 Conditioning = list[Any]
 """The host's CONDITIONING: a list of [states (B, L, C), options]."""
@@ -51,6 +54,65 @@ def with_states(conds: list[dict[str, Any]], states: Tensor) -> list[dict[str, A
 def for_guider(conditioning: Conditioning) -> list[dict[str, Any]]:
     """A CONDITIONING as the host's guiders hold it."""
     return comfy.sampler_helpers.convert_cond(conditioning)
+
+
+def of_images(conds: list[dict[str, Any]], images: Tensor, batch: int) -> list[dict[str, Any]]:
+    """Conditionings of some of a batch's images: what there is one of per image is chosen from."""
+    if len(images) == batch:
+        return conds
+    chosen = []
+    for cond in conds:
+        parts = {}
+        for name, part in cond["model_conds"].items():
+            several = isinstance(part.cond, Tensor) and len(part.cond) == batch
+            parts[name] = type(part)(part.cond[images.to(part.cond.device)]) if several else part
+        chosen.append({**cond, "model_conds": parts})
+    return chosen
+
+
+def states_at(cond: dict[str, Any], pair: int) -> Tensor | None:
+    """A processed conditioning's text states (1 or B, L, C) of one step; None if they are the same in all steps.
+
+    Args:
+        pair: number of the two noise levels that the step is between, 0 for the cleanest.
+
+    Raises:
+        ValueError: states of another length than the conditioning's, or for other steps.
+    """
+    states = cond.get(STATES)
+    if states is None:
+        return None
+    own = cond["model_conds"]["c_crossattn"].cond
+    if states.shape[2:] != own.shape[1:] or pair >= len(states):
+        raise ValueError(
+            f"A prompt with learned words holds {len(states)} steps of {states.shape[2]} tokens, but step {pair} "
+            f"of {own.shape[1]} tokens is sampled. Connect Prompt with Words directly to the sampler, and the "
+            "inversion whose words it took to the edit."
+        )
+    return states[pair]
+
+
+def at_step(
+    conds: list[dict[str, Any]], pair: int, moved: Callable[[dict[str, Any], Tensor], Tensor] | None = None
+) -> list[dict[str, Any]]:
+    """Processed conditionings as they are in one step, where their text states change from step to step.
+
+    Args:
+        pair: see `states_at`.
+        moved: brings a conditioning's states to where its own are, and to their precision; None does so each time.
+
+    Raises:
+        ValueError: see `states_at`.
+    """
+    found = []
+    for cond in conds:
+        states = states_at(cond, pair)
+        if states is None:
+            found.append(cond)
+        else:
+            here = moved(cond, states) if moved else states.to(cond["model_conds"]["c_crossattn"].cond)
+            found += with_states([cond], here)
+    return found
 
 
 def source_conditioning(conditioning: Conditioning, name: str = "source prompt of an inversion") -> Conditioning:

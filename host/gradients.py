@@ -44,8 +44,8 @@ def for_gradients(model: Any, checkpointing: bool) -> Any:
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise ValueError(
             f"Gradients need a model with fp16, bf16 or fp32 weights; this one has {dtype}. Load the checkpoint "
-            "without quantisation (weight_dtype default), or do without MAG-Edit and Null-Text Inversion; "
-            "Negative-Prompt Inversion and the other edits need no gradient."
+            "without quantisation (weight_dtype default), or do without MAG-Edit, Null-Text Inversion "
+            "and Dynamic Prompt Learning; Negative-Prompt Inversion and the other edits need no gradient."
         )
     rows = GRAPH_ROWS[checkpointing]
 
@@ -77,9 +77,24 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
         if model.get_dtype_inference().itemsize < COMPUTE.itemsize:
             _compute_wider(model, undo)
         own = model.get_dtype() if patcher.is_dynamic() else None
-        _freeze(model.diffusion_model, patcher.load_device, model.get_dtype_inference(), own, undo)
-        with torch.enable_grad():
+        with constant(model.diffusion_model, patcher.load_device, model.get_dtype_inference(), own):
             yield _options(options, checkpointing)
+
+
+@contextmanager
+def constant(
+    module: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None = None
+) -> Iterator[None]:
+    """Within it, calls of a loaded module build a graph in which its weights are constants.
+
+    Args:
+        device, dtype: where and in what the host computes.
+        own: precision to which the host casts weights as it fetches them, where it loads dynamically.
+    """
+    with torch.inference_mode(False), ExitStack() as undo:
+        _freeze(module, device, dtype, own, undo)
+        with torch.enable_grad():
+            yield
 
 
 def gradient(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -166,7 +181,7 @@ def _set(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
 
 
 def _freeze(
-    unet: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None, undo: ExitStack
+    network: torch.nn.Module, device: torch.device, dtype: torch.dtype, own: torch.dtype | None, undo: ExitStack
 ) -> None:
     """Make weights ones that autograd can save and does not differentiate.
 
@@ -175,7 +190,7 @@ def _freeze(
         own: precision to which the host casts weights as it fetches them, where it loads dynamically.
         undo: gives back flags, and the functions by which the host fetches weights.
     """
-    for module in unet.modules():
+    for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             # Weights that wait elsewhere come in the model's own precision, whatever the file's.
             given = parameter.dtype if parameter.device == device or own is None else own

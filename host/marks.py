@@ -26,6 +26,10 @@ def is_row(key: str) -> bool:
     return key.startswith(_ROW)
 
 
+STATES = f"{KEY}_states"
+"""Option of a CONDITIONING: its text states for every step, (S - 1, 1 or B, L, C) from clean to noisy."""
+
+
 def edits_on(model: Any) -> str:
     """What the pack has put on a host MODEL: "none", "passive" (it only looks) or "edits"."""
     plan = model.model_options.get("transformer_options", {}).get(KEY)

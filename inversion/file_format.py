@@ -117,10 +117,9 @@ def _own(tensor: Tensor) -> Tensor:
 def _check(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise SchemaError unless an inversion is of the schema, with tensors at hand."""
     schema.check_fields(fields)
-    kinds = {name: schema.FLOATS.get(t.dtype, str(t.dtype)) for name, t in tensors.items()}
+    kinds = {name: (schema.FLOATS | schema.WHOLE).get(t.dtype, str(t.dtype)) for name, t in tensors.items()}
     schema.check_shapes(fields, {name: (kinds[name], tuple(t.shape)) for name, t in tensors.items()})
-    for name, tensor in tensors.items():
-        schema.check_values(name, tensor)
+    schema.check_values(tensors)
 
 
 class ForeignError(ValueError):
@@ -149,8 +148,7 @@ def read(path: Path, name: str, entry: str | None = None) -> Inversion:
             tensors = {key: file.get_tensor(key).clone() for key in names}
         if metadata["version"] not in UNSUMMED and metadata["checksum"] != _checksum(metadata, tensors):
             schema.refuse("checksum", "another than that of the data", "the same; the file was changed or damaged")
-        for key, tensor in tensors.items():
-            schema.check_values(key, tensor)
+        schema.check_values(tensors)
         return _unpack(fields, tensors)
     except ForeignError:
         raise

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..host.conditioning import Conditioning, source_conditioning
 from ..host.cost import Cost
 from .improvement import Found, Improvement
+from .learned import without_learned
 from .record import Inversion
 
 
@@ -64,7 +65,7 @@ class NegativePromptInversion(Improvement):
             inversion,
             method=f"{inversion.method} + negative prompt",
             null_states=states.detach().float().cpu()[None],
-            null_options=options,
+            null_options=without_learned(options),
             null_guidance=None,
         )
         return Found(found, Cost(found.latents.device))

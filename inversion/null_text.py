@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..host.conditioning import Conditioning, source_conditioning, with_states
+from ..host.conditioning import Conditioning, at_step, of_images, source_conditioning, with_states
 from ..host.cost import Cost, measured
 from ..host.gradients import check_finite, differentiable, finite, for_gradients, gradient, plain
 from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
 from ..host.models import latent_of
 from .improvement import Found, Improvement
+from .learned import without_learned
 from .reconstruct import relative_errors
 from .record import Inversion
 from .steps import Predict, alpha_of, ddim_step, to_eps
@@ -32,6 +33,8 @@ PAPER_GUIDANCE = 7.5
 
 WithNull = Callable[[Tensor, float, Tensor, Tensor], Tensor]
 """(z (R, C, h, w), sigma, null text (R, L, C), which images (R,)) to the null text's noise (R, C, h, w)."""
+Evaluate = Callable[[list[dict[str, Any]], Tensor, float], Tensor]
+"""(processed conditionings, z (B, C, h, w), sigma) to their raw prediction (B, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def optimise(
 
         step = _optimise_step(land, target, states, settings, number * PAPER_STEPS / steps)
         yield step
-        states, z = step.states, step.z
+        states, z = states if settings.anew else step.states, step.z
 
 
 def _optimise_step(
@@ -156,7 +159,7 @@ def _error(landed: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class _Optimiser(OwnSampler):
+class NullTextOptimiser(OwnSampler):
     """Optimises the null text along an inversion, from the inverted noise itself.
 
     Attributes:
@@ -172,6 +175,12 @@ class _Optimiser(OwnSampler):
     cost: Cost
     steps: list[Step] = field(default_factory=list)
 
+    def conditional(
+        self, evaluate: Evaluate, positive: list[dict[str, Any]], host: HostRun, options: dict[str, Any]
+    ) -> Predict:
+        """The prompt's noise; `options` are the model's for calls that are differentiated."""
+        return lambda z, sigma: evaluate(at_step(positive, self.inversion.pair(sigma)), z, sigma)
+
     def run(self, host: HostRun) -> Tensor:
         """Find the steps; the latent stays where it is."""
         inversion, kind = self.inversion, self.inversion.prediction
@@ -183,12 +192,12 @@ class _Optimiser(OwnSampler):
                 return raw_prediction(denoised, z, sigma, kind)
 
             def unconditional(z: Tensor, sigma: float, text: Tensor, images: Tensor) -> Tensor:
-                out = evaluate(with_states(_of_images(negative, images, inversion.batch), text), z, sigma)
+                out = evaluate(with_states(of_images(negative, images, inversion.batch), text), z, sigma)
                 self.cost.backward += len(z) if out.requires_grad else 0
                 return out
 
             found = optimise(
-                lambda z, sigma: evaluate(positive, z, sigma),
+                self.conditional(evaluate, positive, host, options),
                 unconditional,
                 [plain(z).to(host.start.device) for z in inversion.latents.flip(0)],
                 (inversion.schedule, inversion.steps, kind),
@@ -200,20 +209,6 @@ class _Optimiser(OwnSampler):
                 self.steps.append(replace(step, states=step.states.cpu(), z=step.z.cpu()))
                 host.show(i, step.z, step.z)
         return host.start
-
-
-def _of_images(conds: list[dict[str, Any]], images: Tensor, batch: int) -> list[dict[str, Any]]:
-    """Conditionings of some of a batch's images: what there is one of per image is chosen from."""
-    if len(images) == batch:
-        return conds
-    chosen = []
-    for cond in conds:
-        parts = {}
-        for name, part in cond["model_conds"].items():
-            several = isinstance(part.cond, Tensor) and len(part.cond) == batch
-            parts[name] = type(part)(part.cond[images.to(part.cond.device)]) if several else part
-        chosen.append({**cond, "model_conds": parts})
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -231,6 +226,7 @@ class NullTextInversion(Improvement):
         keep_best: take the best text of the inner loop instead of the last; the loss then never rises.
         warm_start: begin with the source prompt, negative-prompt inversion's solution, instead of the null text.
         checkpointing: compute blocks again on the way back instead of keeping them in memory.
+        anew: begin every step with the first text instead of with that of the step before (Dynamic Prompt Learning).
 
     Raises:
         ValueError: when called, a negative prompt of several parts or none, or quantised weights.
@@ -243,6 +239,7 @@ class NullTextInversion(Improvement):
     keep_best: bool = False
     warm_start: bool = False
     checkpointing: bool = True
+    anew: bool = False
 
     def rate(self, i: float) -> float:
         """Learning rate of the i-th of 50 steps."""
@@ -270,7 +267,7 @@ class NullTextInversion(Improvement):
             *self.planned(len(inversion.sigmas) - 1, len(states))
         )
         with measured(for_gradients(model, self.checkpointing), self.name, most) as (counted, cost):
-            optimiser = _Optimiser(inversion, states, self, guidance, cost)
+            optimiser = NullTextOptimiser(inversion, states, self, guidance, cost)
             guider = cfg_guider(counted, positive, start_text, guidance)
             run_sampler(guider, optimiser, latent_of(model, inversion.latents[-1]), inversion.schedule)
         steps = tuple(optimiser.steps)
@@ -279,7 +276,7 @@ class NullTextInversion(Improvement):
             method=f"{inversion.method} + null text",
             errors=relative_errors([inversion.latents[-1], *(step.z for step in steps)], inversion),
             null_states=torch.stack([step.states.float() for step in reversed(steps)]),
-            null_options=start_text[0][1],
+            null_options=without_learned(start_text[0][1]),
             null_guidance=guidance,
         )
         return Found(found, cost, steps)

@@ -155,12 +155,14 @@ class Inversion:
 
     def null_at(self, sigma: float) -> Tensor | None:
         """The null text (1 or B, L, C) of the DDIM step under way at this sigma; None without one."""
-        if self.null_states is None:
-            return None
+        return None if self.null_states is None else self.null_states[min(self.pair(sigma), len(self.null_states) - 1)]
+
+    def pair(self, sigma: float) -> int:
+        """Number of the two levels that the DDIM step under way at this sigma is between, 0 for the cleanest."""
         right = self.level(sigma)
         if right is None:
             right = bisect_left(self.sigmas, sigma)
-        return self.null_states[min(max(right - 1, 0), len(self.null_states) - 1)]
+        return min(max(right - 1, 0), len(self.sigmas) - 2)
 
     def _sampler_scale(self, i: int) -> Tensor:
         return self.latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ..host.families import FAMILIES, LATENT_CHANNELS, SDXL
+from ..host.marks import STATES
+from .learned import LEARNED, LEARNED_PLACES, LEARNED_VECTORS, TOKEN_KEYS
 from .schedule import MAX_STEPS, timesteps
 
 LARGEST_SIGMA = 4519.0
@@ -33,6 +35,7 @@ STEP_TEXTS = {"null_states": "null.0.states", "text_states": "text.0.states"}
 
 FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 """Number types of text states, with safetensors' names; latents and texts per step are float32."""
+WHOLE = {torch.int64: "I64"}
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
@@ -144,7 +147,7 @@ class Table:
 
 
 _PIXELS = Number(0, 16384, whole=True)
-TENSOR_OPTIONS = ("pooled_output",)
+TENSOR_OPTIONS = ("pooled_output", *LEARNED)
 OPTIONS = Table(
     {
         **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _PIXELS),
@@ -152,7 +155,12 @@ OPTIONS = Table(
         "pooled_output": OneOf((None,)),
     }
 )
-"""Options of a prompt that CLIP Text Encode and CLIP Text Encode SDXL make; `TENSOR_OPTIONS` are tensors."""
+"""Options of a prompt that CLIP Text Encode and CLIP Text Encode SDXL make; `TENSOR_OPTIONS` are tensors, most of them
+what Dynamic Prompt Learning puts on a source prompt."""
+_SOURCE = "conditioning.0.option."
+_PLACES = f"{_SOURCE}{LEARNED_PLACES}"
+_WHOLE = (_PLACES, f"{_SOURCE}{TOKEN_KEYS}")
+_EXACT = ("latents", *STEP_TEXTS.values(), *(f"{_SOURCE}{key}" for key in LEARNED))
 
 FIELDS = Table(
     {
@@ -199,9 +207,8 @@ def check_shapes(fields: dict[str, Any], held: Mapping[str, tuple[str, tuple[int
     """
     bounds = _bounds(fields, held)
     known("", held, bounds)
-    texts = tuple(FLOATS.values())
     for name, (kind, shape) in held.items():
-        kinds = ("F32",) if name == "latents" or name in STEP_TEXTS.values() else texts
+        kinds = ("I64",) if name in _WHOLE else ("F32",) if name in _EXACT else tuple(FLOATS.values())
         if kind not in kinds:
             refuse(name, f"of type {kind}", "of type " + " or ".join(kinds))
         if len(shape) != len(bounds[name]) or not all(n in ok for n, ok in zip(shape, bounds[name], strict=True)):
@@ -230,7 +237,26 @@ def _bounds(
     }
     found |= {name: ((1, levels - 1), batch, tokens, own) for name in STEP_TEXTS.values()}
     texts = ("conditioning", "null") if "null_options" in fields else ("conditioning",)
-    return found | {f"{text}.0.option.{key}": (batch, width) for text in texts for key in TENSOR_OPTIONS}
+    found |= {f"{text}.0.option.pooled_output": (batch, width) for text in texts}
+    return found | _learned_bounds(shapes, levels - 1, batch)
+
+
+def _learned_bounds(
+    shapes: Mapping[str, tuple[int, ...]], steps: int, batch: tuple[int, ...]
+) -> dict[str, tuple[range | tuple[int, ...], ...]]:
+    """The same of what was learned of a source prompt's words: all of it is there, or nothing."""
+    there = [key for key in LEARNED if f"{_SOURCE}{key}" in shapes]
+    if not there:
+        return {}
+    encoders = [key for key in LEARNED_VECTORS if key in there] or LEARNED_VECTORS[:1]
+    for key in (STATES, TOKEN_KEYS, LEARNED_PLACES, *encoders):
+        if key not in there:
+            refuse(f"{_SOURCE}{key}", "missing", f"a tensor beside {there[0]}")
+    text, places = shapes["conditioning.0.states"], shapes[_PLACES]
+    length, width = (text[-2:-1] or (0,)), (text[-1:] or (0,))
+    found = {key: ((steps,), batch, places[:1] or (0,), range(1, 1 << 14)) for key in LEARNED_VECTORS}
+    found |= {STATES: ((steps,), batch, length, width), TOKEN_KEYS: (length,), LEARNED_PLACES: (range(1, 1 << 16),)}
+    return {f"{_SOURCE}{key}": sizes for key, sizes in found.items()}
 
 
 def _span(sizes: range | tuple[int, ...]) -> str:
@@ -250,11 +276,22 @@ def _check_pooled(
         refuse(name, "missing", f"a tensor, which {family} needs with each text")
 
 
-def check_values(name: str, tensor: Tensor) -> None:
+def check_values(tensors: Mapping[str, Tensor]) -> None:
     """Raise SchemaError unless the numbers are finite and of a size that half precision holds.
 
-    The noisiest latent is never all zero: there is nothing in it that an edit could start from.
+    The noisiest latent is never all zero: there is nothing in it that an edit could start from. Learned words stand at
+    places of the prompt, each once.
     """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WHOLE:
+            _check_numbers(name, tensor)
+    if _PLACES in tensors:
+        length, found = tensors["conditioning.0.states"].shape[1], tensors[_PLACES].tolist()
+        if len(set(found)) < len(found) or not all(0 <= place < length for place in found):
+            refuse(_PLACES, shown(found), f"places from 0 to {length - 1}, each once")
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
     largest = max(-float(tensor.min()), float(tensor.max()))  # NaN goes through both
     if not math.isfinite(largest) or largest > LARGEST_VALUE:
         refuse(name, f"a tensor that holds {largest:g}", f"finite numbers of at most {LARGEST_VALUE:g}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host.conditioning import Conditioning, with_states
+from ..host.conditioning import Conditioning, at_step, with_states
 from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
 from ..host.models import latent_of, prediction_of
 from .record import Inversion
@@ -36,23 +36,26 @@ class Walker(OwnSampler):
     Args:
         walk: what to do.
         kind: "eps" or "v".
-        null: the negative prompt's states (1 or B, L, C) at a sigma, where they change from step to step.
+        texts: whose null text stands in the negative prompt's place, and whose words that were learned for each step
+            in the positive one's.
     """
 
-    def __init__(self, walk: Walk, kind: str, null: Callable[[float], Tensor | None] | None = None) -> None:
-        self.walk, self.kind, self.null = walk, kind, null
+    def __init__(self, walk: Walk, kind: str, texts: Inversion | None = None) -> None:
+        self.walk, self.kind, self.texts = walk, kind, texts
         self.visited: list[Tensor] = []
 
     def run(self, host: HostRun) -> Tensor:
         """Walk from the start."""
         conds, levels = host.guider.conds, host.sigmas.tolist()
-        negative = conds.get("negative")
+        positive, negative = conds.get("positive"), conds.get("negative")
 
         def predict(z: Tensor, sigma: float) -> Tensor:
-            states = self.null(sigma) if self.null else None
+            states = self.texts.null_at(sigma) if self.texts else None
             if states is not None:
                 beside = negative[0]["model_conds"]["c_crossattn"].cond  # on whose device the host batches the two
                 conds["negative"] = with_states(negative, states.to(beside))
+            if self.texts is not None:
+                conds["positive"] = at_step(positive, self.texts.pair(sigma))
             x = z * (1 + sigma * sigma) ** 0.5
             denoised = host.denoised(x, sigma)
             host.show(_step_at(sigma, levels), denoised, x)
@@ -84,14 +87,14 @@ def run_walk(
     positive: Conditioning,
     negative: Conditioning | None,
     guidance: float,
-    null: Callable[[float], Tensor | None] | None = None,
+    texts: Inversion | None = None,
 ) -> list[Tensor]:
     """Walk with a host MODEL.
 
     Args:
         start: (B, C, h, w) as a LATENT socket carries it.
         sigmas: the levels, in the order of the walk.
-        null: see `Walker`.
+        texts: see `Walker`.
 
     Returns:
         the latents visited (B, C, h, w), float32 on the CPU.
@@ -104,7 +107,7 @@ def run_walk(
             f"Guidance {guidance:g} needs a negative prompt, and none is connected. Connect an empty prompt, or set "
             "guidance to 1."
         )
-    walker = Walker(walk, prediction_of(model), null)
+    walker = Walker(walk, prediction_of(model), texts)
     run_sampler(cfg_guider(model, positive, negative, guidance), walker, start, list(sigmas))
     return walker.visited
 
@@ -119,7 +122,8 @@ def walk_inversion(
 ) -> list[Tensor]:
     """Walk with an inversion's source prompt from its stored latent at sigmas[0].
 
-    The inversion's null text, if it has one, stands in the negative prompt's place. Arguments, returned values and
+    The inversion's null text, if it has one, stands in the negative prompt's place, and words that were learned for
+    each step in the source prompt. Arguments, returned values and
     errors otherwise as `run_walk` has them.
     """
     first = inversion.latents[0 if sigmas[0] == inversion.sigmas[0] else -1]
@@ -131,5 +135,5 @@ def walk_inversion(
         positive=inversion.conditioning,
         negative=inversion.null_conditioning or negative,
         guidance=guidance,
-        null=inversion.null_at,
+        texts=inversion,
     )

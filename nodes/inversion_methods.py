@@ -19,7 +19,8 @@ START = ("negative prompt", "source prompt")
 UNEDITED = "The model without edits that the image was inverted with."
 
 
-def _outputs(plot: str) -> list[io.Output]:
+def better_outputs(plot: str) -> list[io.Output]:
+    """What a node that makes a better inversion gives out; `plot` says what its plot shows."""
     return [
         InversionSocket.Output(display_name="inversion", tooltip="For edit nodes, in place of DDIM Inversion's."),
         io.Image.Output(display_name="error plot", tooltip=plot),
@@ -27,7 +28,7 @@ def _outputs(plot: str) -> list[io.Output]:
     ]
 
 
-def _improved(node: type[io.ComfyNode], improvement: Improvement, *given: Any) -> io.NodeOutput:
+def show_improved(node: type[io.ComfyNode], improvement: Improvement, *given: Any) -> io.NodeOutput:
     """What a node gives out and shows of an improvement; `given` as `report.improved` takes it."""
     found, plot, text = report.improved(improvement, *given)
     return io.NodeOutput(found, plot, text, ui=ui.PreviewImage(plot, cls=node))
@@ -107,7 +108,7 @@ class NullTextNode(io.ComfyNode):
                 *_optimiser_inputs(),
                 disk_cache_input(),
             ],
-            outputs=_outputs("Relative error of the latent at every step of guided sampling."),
+            outputs=better_outputs("Relative error of the latent at every step of guided sampling."),
         )
 
     @classmethod
@@ -128,7 +129,7 @@ class NullTextNode(io.ComfyNode):
         warm = start_from == START[1]
         bound = early_stop * NullTextInversion.early_stop
         improvement = NullTextInversion(inner_steps, learning_rate, bound, keep_best, warm, save_memory)
-        return _improved(cls, improvement, model, inversion, negative, guidance, disk_cache)
+        return show_improved(cls, improvement, model, inversion, negative, guidance, disk_cache)
 
 
 class NegativePromptNode(io.ComfyNode):
@@ -159,7 +160,7 @@ class NegativePromptNode(io.ComfyNode):
                     "negative", optional=True, tooltip="An empty prompt, needed for an interpolation above 0."
                 ),
             ],
-            outputs=[_outputs("")[0]],
+            outputs=[better_outputs("")[0]],
         )
 
     @classmethod
@@ -211,7 +212,7 @@ class FixedPointNode(io.ComfyNode):
                 ),
                 disk_cache_input(),
             ],
-            outputs=_outputs("How much of each step the sampler would miss."),
+            outputs=better_outputs("How much of each step the sampler would miss."),
         )
 
     @classmethod
@@ -226,7 +227,7 @@ class FixedPointNode(io.ComfyNode):
         disk_cache: bool = False,
     ) -> io.NodeOutput:
         improvement = FixedPointInversion(tolerance, iterations)
-        return _improved(cls, improvement, model, inversion, negative, guidance, disk_cache)
+        return show_improved(cls, improvement, model, inversion, negative, guidance, disk_cache)
 
 
 class DirectNode(io.ComfyNode):
@@ -259,7 +260,7 @@ class DirectNode(io.ComfyNode):
                     "negative", optional=True, tooltip="The edit's negative prompt, needed when guidance is not 1."
                 ),
             ],
-            outputs=[_outputs("")[0]],
+            outputs=[better_outputs("")[0]],
         )
 
     @classmethod

@@ -7,8 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..attention.methods.dpl.target import with_learned_words
 from ..attention.words.prompt import read_prompt
-from .sockets import CATEGORY, PromptSocket
+from .sockets import CATEGORY, InversionSocket, PromptSocket
 
 
 class PromptNode(io.ComfyNode):
@@ -32,6 +33,12 @@ class PromptNode(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="The prompt, with weights (word:1.2) and embedding:name as in CLIP Text Encode.",
                 ),
+                InversionSocket.Input(
+                    "learned_words",
+                    optional=True,
+                    tooltip="For the target prompt of an edit: Dynamic Prompt Learning's inversion. Words that the "
+                    "source prompt has too keep what was learned for them at every step.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="The same as CLIP Text Encode gives."),
@@ -40,11 +47,13 @@ class PromptNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: Any, text: str) -> io.NodeOutput:
+    def execute(cls, clip: Any, text: str, learned_words: Any = None) -> io.NodeOutput:
         if clip is None:
             raise ValueError("The CLIP input is empty: this checkpoint has no text encoder. Load one with Load CLIP.")
         prompt = read_prompt(clip, text)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        if learned_words is not None:
+            conditioning = with_learned_words(clip, prompt, conditioning, learned_words)
         return io.NodeOutput(conditioning, replace(prompt, states=conditioning[0][0]))
 
 

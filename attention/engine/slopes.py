@@ -57,7 +57,7 @@ class Network:
         lasts = {_last(found).block for found in (layers, *each) if found}
         with differentiable(self.guider.inner_model, self.options, checkpointing) as options:
             if checkpointing:
-                options = _kept_whole(options, lasts)
+                options = kept_whole(options, lasts)
             conds: dict[str, Any] = {}
             sigma = plain(self.timestep)
 
@@ -99,7 +99,7 @@ def _last(layers: Sequence[Layer]) -> Layer:
     return max(layers, key=lambda layer: layer.index)
 
 
-def _kept_whole(options: dict[str, Any], lasts: set[tuple[str, int]]) -> dict[str, Any]:
+def kept_whole(options: dict[str, Any], lasts: set[tuple[str, int]]) -> dict[str, Any]:
     """Options under which blocks that are left by `Enough` are not checkpointed: they never come to their end."""
     transformer = options["transformer_options"]
     name = "forward_timestep_embed_patch"

@@ -16,6 +16,7 @@ from ...host.families import family_of
 from ...host.guider import is_guided
 from ...host.marks import KEY, row_key
 from ...host.models import prediction_of
+from . import learned_text
 from . import null_text as null_context
 from .checks import check_acted, check_halves, check_whole, warn_of_noise
 from .control import LatentControl, moves
@@ -229,16 +230,16 @@ def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: An
 def _calc_cond_batch(
     executor: Any, model: Any, conds: list[Any], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:
-    """Wrap the batch of conditionings: null text, and a packed source as one more, first, so that it is never late."""
+    """Wrap the batch of conditionings: texts of the step, and a packed source as one more, first, never late."""
     run = _run_of(model_options.get("transformer_options", {}))
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
-    conds = [null_context.replaced(run, index, part) for index, part in enumerate(conds)]
+    conds = [null_context.replaced(run, i, learned_text.replaced(run, part)) for i, part in enumerate(conds)]
     if run.phase is not Phase.EDIT:
         return executor(model, conds, x_in, timestep, model_options)
     # A packed source comes first, so that it is never late; further negatives stand behind the guider's own.
     sources = source_conds(run) if run.packed_source is not None else []
-    sources = [null_context.replaced(run, 1, part) for part in sources]
+    sources = [null_context.replaced(run, 1, learned_text.replaced(run, part)) for part in sources]
     halves = len(conds) > 1 and conds[0] is not None and conds[1] is not None
     names = further_rows(run) if halves else []
     further = [[c for c in run.guider.conds[row_key(name)] if "area" not in c] for name in names]

@@ -1,0 +1,1 @@
+"""Dynamic Prompt Learning (Wang et al. 2023): nouns whose embeddings are learned at every step of an inversion."""
