@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..attention.methods.dpl.background import Clustering, background_regions
 from ..attention.methods.dpl.inversion import DynamicPromptLearning
 from ..attention.methods.dpl.nouns import find_nouns
-from ..attention.methods.dpl.settings import PRESETS
+from ..attention.methods.dpl.settings import DPL_PRESETS
 from .inputs import disk_cache_input, fraction_input, guidance_input, inversion_input, source_prompt_input
 from .inversion_methods import UNEDITED, better_outputs, show_improved
 from .sockets import CATEGORY
@@ -24,6 +24,42 @@ def _nouns_input() -> io.Input:
         tooltip="The prompt's nouns whose objects are in the picture, with commas between: cat, dog. cat#2 is the "
         "second cat.",
     )
+
+
+def _learning_inputs() -> list[io.Input]:
+    """How the nouns and the null text are learned."""
+    return [
+        io.Combo.Input(
+            "settings",
+            options=list(DPL_PRESETS),
+            default=next(iter(DPL_PRESETS)),
+            tooltip="The released code's: AdamW, means, 51 null-text updates from the empty prompt. The "
+            "paper's: gradient descent until all losses are low enough, sums, null-text inversion as it is.",
+        ),
+        io.Int.Input(
+            "iterations",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Updates of the nouns per step at most; 0 is the settings' own (21; paper 50).",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "null_iterations",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Updates of the null text per step at most; 0 is the settings' own (51; paper 10).",
+            advanced=True,
+        ),
+        io.Boolean.Input(
+            "save_memory",
+            default=True,
+            tooltip="Compute blocks twice instead of keeping them in memory: less than half the memory, a "
+            "third more time.",
+            advanced=True,
+        ),
+    ]
 
 
 class DPLNode(io.ComfyNode):
@@ -48,36 +84,7 @@ class DPLNode(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The null text to begin with: an empty prompt."),
                 _nouns_input(),
                 guidance_input(7.5, "The guidance scale (cfg) that the edit will use; other scales drift."),
-                io.Combo.Input(
-                    "settings",
-                    options=list(PRESETS),
-                    default=next(iter(PRESETS)),
-                    tooltip="The released code's: AdamW, means, 51 null-text updates from the empty prompt. The "
-                    "paper's: gradient descent until all losses are low enough, sums, null-text inversion as it is.",
-                ),
-                io.Int.Input(
-                    "iterations",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Updates of the nouns per step at most; 0 is the settings' own (21; paper 50).",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "null_iterations",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Updates of the null text per step at most; 0 is the settings' own (51; paper 10).",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "save_memory",
-                    default=True,
-                    tooltip="Compute blocks twice instead of keeping them in memory: less than half the memory, a "
-                    "third more time.",
-                    advanced=True,
-                ),
+                *_learning_inputs(),
                 io.Mask.Input(
                     "background",
                     optional=True,
@@ -105,7 +112,7 @@ class DPLNode(io.ComfyNode):
         background: torch.Tensor | None = None,
         disk_cache: bool = False,
     ) -> io.NodeOutput:
-        chosen = PRESETS[settings]
+        chosen = DPL_PRESETS[settings]
         null = replace(chosen.null, inner=null_iterations or chosen.null.inner, checkpointing=save_memory)
         chosen = replace(chosen, iterations=iterations or chosen.iterations, null=null)
         improvement = DynamicPromptLearning(clip, source_prompt, nouns, chosen, background)
@@ -171,3 +178,6 @@ class BackgroundMaskNode(io.ComfyNode):
             torch.stack([region.picture() for region in found]),
             "\n\n".join([*(region.report() for region in found), f"It took {cost.describe()}."]),
         )
+
+
+NODES = [DPLNode, BackgroundMaskNode]

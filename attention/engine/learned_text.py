@@ -10,7 +10,7 @@ from ...host.conditioning import at_step
 from .moment import Moment
 
 
-def replaced(run: Moment, conds: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def with_learned(run: Moment, conds: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     """Conditionings of a call with the present step's text states in the place of those for all steps.
 
     It holds for every prompt that carries such states, the source's as well as the target's; the host then builds

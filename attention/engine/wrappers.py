@@ -234,12 +234,12 @@ def _calc_cond_batch(
     run = _run_of(model_options.get("transformer_options", {}))
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
-    conds = [null_context.replaced(run, i, learned_text.replaced(run, part)) for i, part in enumerate(conds)]
+    conds = [null_context.replaced(run, i, learned_text.with_learned(run, part)) for i, part in enumerate(conds)]
     if run.phase is not Phase.EDIT:
         return executor(model, conds, x_in, timestep, model_options)
     # A packed source comes first, so that it is never late; further negatives stand behind the guider's own.
     sources = source_conds(run) if run.packed_source is not None else []
-    sources = [null_context.replaced(run, 1, learned_text.replaced(run, part)) for part in sources]
+    sources = [null_context.replaced(run, 1, learned_text.with_learned(run, part)) for part in sources]
     halves = len(conds) > 1 and conds[0] is not None and conds[1] is not None
     names = further_rows(run) if halves else []
     further = [[c for c in run.guider.conds[row_key(name)] if "area" not in c] for name in names]

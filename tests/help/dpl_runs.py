@@ -143,56 +143,75 @@ def own_vectors(clip, text, positions):
     return found
 
 
-def plain_loop(case, places, how, cells, guidance=7.5):
-    """Algorithm 1 by the released code: the losses of every pass, the null text's, and the states of every step."""
-    model = tiny.tiny_model(case.kind, case.v, dtype=torch.float64)
-    sampling, pooled = model.model.model_sampling, case.positive[0][1].get("pooled_output")
-    null_pooled = case.negative[0][1].get("pooled_output")
-    coarse = [la.index for la in family_of(model).layers if la.scale == 4]
-    positions = [p for noun in places for p in noun]
-    text, clip = case.text, case.clip
+class PlainLoop:
+    """Algorithm 1 by the released code, step by step.
 
-    def noise(out, z, a):
-        return a**0.5 * out + (1 - a) ** 0.5 * z if case.v else out
+    Args:
+        places: of each noun. cells: the background on the maps' cells.
+    """
 
-    rows, z, seen = own_vectors(clip, text, positions), case.inversion.latents[-1].double(), []
-    sigmas = case.inversion.schedule
-    for i, (high, low) in enumerate(pairwise(sigmas)):
-        clock = i * 50 / case.inversion.steps
-        t = sampling.timestep(torch.tensor([high])).float()
-        a, b = 1 / (1 + high**2), 1 / (1 + low**2)
-        adam, passes = Adam(1e-3, 1e-2), []
+    def __init__(self, case, places, how, cells):
+        self.case, self.places, self.how, self.cells = case, places, how, cells
+        self.model = tiny.tiny_model(case.kind, case.v, dtype=torch.float64)
+        self.pooled, self.null_pooled = (x[0][1].get("pooled_output") for x in (case.positive, case.negative))
+        self.coarse = [la.index for la in family_of(self.model).layers if la.scale == 4]
+        self.positions = [p for noun in places for p in noun]
+        self.rows = own_vectors(case.clip, case.text, self.positions)
+
+    def noise(self, z, t, states, a, pooled):
+        """The network's noise for a text at alpha a."""
+        out = Pass(self.model, pooled)(z, t, states)
+        return a**0.5 * out + (1 - a) ** 0.5 * z if self.case.v else out
+
+    def learn(self, z, t, clock):
+        """The losses of every pass of a step, and the states after it."""
+        adam, passes, how = Adam(1e-3, 1e-2), [], self.how
         for _ in range(how.iterations):
-            leaves = {name: value.clone().requires_grad_() for name, value in rows.items()}
-            one = Pass(model, pooled)
-            one(z, t, written_out(clip, text, positions, leaves))
-            losses = plain_losses([one.maps[index] for index in coarse], places, cells)
+            leaves = {name: value.clone().requires_grad_() for name, value in self.rows.items()}
+            one = Pass(self.model, self.pooled)
+            one(z, t, written_out(self.case.clip, self.case.text, self.positions, leaves))
+            losses = plain_losses([one.maps[index] for index in self.coarse], self.places, self.cells)
             passes.append([float(x.detach()) for x in losses])
-            bounds = [how.losses.term(name).start for name in ("at", "dj", "bg")]
-            decays = [how.losses.term(name).decay for name in ("at", "dj", "bg")]
-            exponents = [-clock / torch.tensor(d, dtype=torch.float64) for d in decays]
-            if all(x < s * float(e.exp()) for x, s, e in zip(passes[-1], bounds, exponents, strict=True)):
+            terms = [how.losses.term(name) for name in ("at", "dj", "bg")]
+            exponents = [-clock / torch.tensor(term.decay, dtype=torch.float64) for term in terms]
+            bounds = [term.start * float(e.exp()) for term, e in zip(terms, exponents, strict=True)]
+            if all(x < bound for x, bound in zip(passes[-1], bounds, strict=True)):
                 break
             total = losses[0] + 0.05 * losses[1] + 0.05 * losses[2]
             slopes = torch.autograd.grad(total, list(leaves.values()))
             adam.count += 1
-            rows = {name: adam(name, rows[name], g) for name, g in zip(leaves, slopes, strict=True)}
-        states = written_out(clip, text, positions, rows)
+            self.rows = {name: adam(name, self.rows[name], g) for name, g in zip(leaves, slopes, strict=True)}
+        return passes, written_out(self.case.clip, self.case.text, self.positions, self.rows)
+
+    def null(self, z, t, states, levels, goal, rate, guidance):
+        """The errors of a step's null texts, the last text, and the latent that it lands on."""
+        (a, b), null, errors = levels, self.case.negative[0][0].double(), []
+        adam = Adam(rate)
         with torch.no_grad():
-            eps_c = noise(Pass(model, pooled)(z, t, states), z, a)
-        null, adam, errors = case.negative[0][0].double(), Adam(1e-2 * (1 - clock / 100)), []
-        goal = case.inversion.latents[-2 - i].double()
-        for number in range(how.null.inner + 1):
+            eps_c = self.noise(z, t, states, a, self.pooled)
+        for number in range(self.how.null.inner + 1):
             leaf = null.clone().requires_grad_()
-            eps_u = noise(Pass(model, null_pooled)(z, t, leaf), z, a)
+            eps_u = self.noise(z, t, leaf, a, self.null_pooled)
             eps = eps_u + guidance * (eps_c - eps_u)
             landed = b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
             error = (landed - goal).square().mean()
             errors.append(float(error.detach()))
-            if number < how.null.inner:
+            if number < self.how.null.inner:
                 (g,) = torch.autograd.grad(error, [leaf])
                 adam.count += 1
                 null = adam("null", null, g)
-        z = landed.detach()
-        seen.append((passes, errors, states.detach(), null.detach()))
+        return errors, null.detach(), landed.detach()
+
+
+def plain_loop(case, places, how, cells, guidance=7.5):
+    """Per step: the losses of every pass, the null text's errors, the prompt's states, and the null text."""
+    loop, seen = PlainLoop(case, places, how, cells), []
+    sampling, z = loop.model.model.model_sampling, case.inversion.latents[-1].double()
+    for i, (high, low) in enumerate(pairwise(case.inversion.schedule)):
+        clock = i * 50 / case.inversion.steps
+        t, levels = sampling.timestep(torch.tensor([high])).float(), (1 / (1 + high**2), 1 / (1 + low**2))
+        passes, states = loop.learn(z, t, clock)
+        goal, rate = case.inversion.latents[-2 - i].double(), 1e-2 * (1 - clock / 100)
+        errors, null, z = loop.null(z, t, states, levels, goal, rate, guidance)
+        seen.append((passes, errors, states.detach(), null))
     return seen

@@ -19,7 +19,7 @@ from attention_edit.attention.engine.moment import Moment
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.dpl import learner
 from attention_edit.attention.methods.dpl.losses import Losses, Term
-from attention_edit.attention.methods.dpl.settings import PAPER, RELEASED
+from attention_edit.attention.methods.dpl.settings import OF_PAPER, RELEASED
 from attention_edit.host import text_encoder
 from attention_edit.host.families import SD1, family_of
 from attention_edit.host.marks import STATES
@@ -207,12 +207,12 @@ def test_images_of_a_batch_learn_alone():
 
 
 def test_the_papers_settings_are_an_alternative(case):
-    assert RELEASED.losses.total is False and PAPER.losses.total is True
+    assert RELEASED.losses.total is False and OF_PAPER.losses.total is True
     assert (RELEASED.iterations, RELEASED.null.inner, RELEASED.null.early_stop, RELEASED.null.anew) == (21, 51, 0, True)
     assert (RELEASED.learning_rate, RELEASED.weight_decay) == (1e-3, 1e-2)
-    assert (PAPER.null.inner, PAPER.null.early_stop, PAPER.null.anew) == (10, 1e-5, False)
+    assert (OF_PAPER.null.inner, OF_PAPER.null.early_stop, OF_PAPER.null.anew) == (10, 1e-5, False)
     how = replace(
-        PAPER, iterations=2, null=NullTextInversion(inner=0, checkpointing=False), losses=replace(NEVER, total=True)
+        OF_PAPER, iterations=2, null=NullTextInversion(inner=0, checkpointing=False), losses=replace(NEVER, total=True)
     )
     (first, *_), text = case.learn(how=how).learned[0], case.learn(how=dpl_runs.settings(losses=NEVER)).learned[0][0]
     assert first.losses[0]["dj"] == pytest.approx(2 * text.losses[0]["dj"], rel=1e-5)
@@ -283,13 +283,13 @@ def test_the_engine_puts_each_steps_states_in_place(case, found):
     for number in range(1, len(record.sigmas)):
         for sigma in (record.sigmas[number], (record.sigmas[number] + record.sigmas[number - 1]) / 2):
             run.move_to(sigma)
-            (cond,) = learned_text.replaced(run, conds_of(record))
+            (cond,) = learned_text.with_learned(run, conds_of(record))
             assert torch.equal(cond["model_conds"]["c_crossattn"].cond, states[number - 1])
             assert cond["uuid"] == 1
     plain = conds_of(case.inversion)
-    assert learned_text.replaced(run, plain)[0] is plain[0] and learned_text.replaced(run, None) is None
+    assert learned_text.with_learned(run, plain)[0] is plain[0] and learned_text.with_learned(run, None) is None
     short = conds_of(record)
     short[0][STATES] = states[:1]
     run.move_to(record.sigmas[-1])
     with pytest.raises(ValueError, match="learned words holds 1 steps"):
-        learned_text.replaced(run, short)
+        learned_text.with_learned(run, short)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from ....host.families import Family, Layer
 from ....host.gradients import gradient
 from ....host.guider import HostRun
 from ....host.marks import KEY
-from ....host.progress import show
+from ....host.progress import show, stop_if_cancelled
 from ....inversion.null_text import Evaluate, NullTextOptimiser
 from ....inversion.steps import Predict
 from ...engine.acts import Act, How, Site
@@ -108,7 +107,7 @@ class Learner(NullTextOptimiser):
         x = z * (1 + sigma * sigma) ** 0.5
 
         def slope(states: Tensor, loss: Callable[[Maps], Tensor | None]) -> Tensor | None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            stop_if_cancelled()
             leaf = states.to(x.device).requires_grad_()
             with run.guided(Reading(layers)) as reading:
                 conds = with_states(positive, leaf)

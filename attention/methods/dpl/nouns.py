@@ -12,7 +12,7 @@ from ...words.alignment import find_word
 from ...words.lines import split_words
 from ...words.prompt import Prompt
 
-Vectors = Mapping[str, Tensor]
+_Rows = Mapping[str, Tensor]
 """By the host's name of the text encoder, (P or R, C) float32."""
 
 
@@ -34,18 +34,18 @@ class Nouns:
     positions: tuple[int, ...]
     rows: tuple[int, ...]
 
-    def spread(self, rows: Vectors) -> dict[str, Tensor]:
+    def spread(self, rows: _Rows) -> dict[str, Tensor]:
         """Embeddings (R, C) to every place (P, C)."""
         return {name: value[list(self.rows)] for name, value in rows.items()}
 
-    def gathered(self, slopes: Vectors) -> dict[str, Tensor]:
+    def gathered(self, slopes: _Rows) -> dict[str, Tensor]:
         """Slopes at every place (P, C) to those by the embeddings (R, C)."""
         return {
             name: value.new_zeros(max(self.rows) + 1, value.shape[-1]).index_add_(0, self._index(value), value)
             for name, value in slopes.items()
         }
 
-    def first(self, vectors: Vectors) -> dict[str, Tensor]:
+    def first(self, vectors: _Rows) -> dict[str, Tensor]:
         """Embeddings (P, C) of the places to those (R, C) that they share."""
         chosen = [self.rows.index(row) for row in range(max(self.rows) + 1)]
         return {name: value[chosen] for name, value in vectors.items()}

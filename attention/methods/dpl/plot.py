@@ -1,12 +1,12 @@
-"""The three losses of Dynamic Prompt Learning against their thresholds, while it runs and afterwards."""
+"""The three losses of Dynamic Prompt Learning against their thresholds, while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import comfy.utils
 from PIL import Image, ImageDraw
 
+from ....host.progress import progress_bar
 from ....inversion.plot import HEIGHT, MARGIN, WIDTH
 from .learn import Learned
 
@@ -14,7 +14,7 @@ COLOURS = {"at": "#c22f2f", "dj": "#2f6fc2", "bg": "#2f9a4f"}
 TITLES = {"at": "attention balancing", "dj": "disjoint objects", "bg": "background leakage"}
 
 
-def drawn(steps: Sequence[Learned], count: int) -> Image.Image:
+def losses_plot(steps: Sequence[Learned], count: int) -> Image.Image:
     """Each loss at the first pass (thin) and the last pass (thick) of every step, and its threshold (dots).
 
     Args:
@@ -55,10 +55,10 @@ class LivePlot:
     def __init__(self, count: int) -> None:
         self.count = count
         self.steps: list[Learned] = []
-        self.bar = comfy.utils.ProgressBar(count)
+        self.bar = progress_bar(count)
 
     def add(self, step: Learned) -> None:
         """A step is over."""
         self.steps.append(step)
-        preview = ("JPEG", drawn(self.steps, self.count), WIDTH)
+        preview = ("JPEG", losses_plot(self.steps, self.count), WIDTH)
         self.bar.update_absolute(len(self.steps) - 1, self.count, preview)

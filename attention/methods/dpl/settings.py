@@ -65,7 +65,7 @@ def clock(number: int, steps: int) -> float:
 
 
 RELEASED = Settings()
-PAPER = Settings(
+OF_PAPER = Settings(
     iterations=50,
     learning_rate=1.0,
     weight_decay=None,
@@ -74,4 +74,4 @@ PAPER = Settings(
 )
 """Algorithm 1: gradient descent without an optimiser until all losses are below their thresholds (50 times at most),
 sums over nouns and pairs, and the null text of Mokady et al., which goes on from the step before."""
-PRESETS = {"released code": RELEASED, "paper": PAPER}
+DPL_PRESETS = {"released code": RELEASED, "paper": OF_PAPER}

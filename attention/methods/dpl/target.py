@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.model_management
 import torch
 
 from ....host.conditioning import Conditioning
 from ....host.marks import STATES
+from ....host.progress import stop_if_cancelled
 from ....host.text_encoder import learnable
 from ....inversion.learned import LearnedText, learned_text
 from ....inversion.record import Inversion
@@ -54,7 +54,7 @@ def with_learned_words(clip: Any, prompt: Prompt, conditioning: Conditioning, in
         return conditioning
     text, columns, steps = learnable(clip, prompt.text, tuple(kept)), list(kept.values()), []
     for number in range(len(learned.states)):
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        stop_if_cancelled()
         images = [
             text.encode({name: vectors[number, image, columns] for name, vectors in learned.vectors.items()})
             for image in range(learned.states.shape[1])
