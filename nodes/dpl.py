@@ -8,9 +8,6 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..attention.methods.dpl.background import Clustering, background_regions
-from ..attention.methods.dpl.inversion import DynamicPromptLearning
-from ..attention.methods.dpl.nouns import find_nouns
 from ..attention.methods.dpl.settings import DPL_PRESETS
 from .inputs import disk_cache_input, fraction_input, guidance_input, inversion_input, source_prompt_input
 from .inversion_methods import UNEDITED, better_outputs, show_improved
@@ -112,6 +109,8 @@ class DPLNode(io.ComfyNode):
         background: torch.Tensor | None = None,
         disk_cache: bool = False,
     ) -> io.NodeOutput:
+        from ..attention.methods.dpl.inversion import DynamicPromptLearning
+
         chosen = DPL_PRESETS[settings]
         null = replace(chosen.null, inner=null_iterations or chosen.null.inner, checkpointing=save_memory)
         chosen = replace(chosen, iterations=iterations or chosen.iterations, null=null)
@@ -167,6 +166,9 @@ class BackgroundMaskNode(io.ComfyNode):
         least_agreement: float,
         clustering_seed: int,
     ) -> io.NodeOutput:
+        from ..attention.methods.dpl.background import Clustering, background_regions
+        from ..attention.methods.dpl.nouns import find_nouns
+
         named = find_nouns(source_prompt, nouns)
         places = dict(zip(named.names, named.places, strict=True))
         how = Clustering(clusters, least_agreement, clustering_seed)

@@ -7,7 +7,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..attention.methods.dpl.target import with_learned_words
 from ..attention.words.prompt import read_prompt
 from .sockets import CATEGORY, InversionSocket, PromptSocket
 
@@ -53,6 +52,8 @@ class PromptNode(io.ComfyNode):
         prompt = read_prompt(clip, text)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         if learned_words is not None:
+            from ..attention.methods.dpl.target import with_learned_words
+
             conditioning = with_learned_words(clip, prompt, conditioning, learned_words)
         return io.NodeOutput(conditioning, replace(prompt, states=conditioning[0][0]))
 
