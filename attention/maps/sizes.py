@@ -17,7 +17,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> 
 
 def alike(maps: Sequence[Tensor], mode: str = "nearest") -> list[Tensor]:
     """Maps (B, h, w) of several sizes, all at the size of the largest."""
-    size = max((tuple(m.shape[-2:]) for m in maps), key=lambda shape: shape[0] * shape[1])
+    size = max(((m.shape[-2], m.shape[-1]) for m in maps), key=lambda shape: shape[0] * shape[1])
     return [resize_maps(m, size, mode) for m in maps]
 
 
