@@ -245,8 +245,9 @@ class GuidanceCurveNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, curve: Any, after: Any) -> io.NodeOutput:
-        plot = curve.picture()
-        return io.NodeOutput(plot, curve.report(), ui=ui.PreviewImage(plot, cls=cls))
+        found = curve.of(after)
+        plot = found.picture()
+        return io.NodeOutput(plot, found.report(), ui=ui.PreviewImage(plot, cls=cls))
 
 
 NODES = [MAGNode, GuidanceCurveNode]

@@ -11,7 +11,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...host.conditioning import source_conditioning
 from ...host.families import Family, Layer, family_of
@@ -19,6 +19,7 @@ from ...host.marks import KEY
 from ...inversion.record import Inversion
 from .acts import Site
 from .control import Control, only_looks
+from .memory import make_room
 from .plan import Plan, plan_of
 from .residual import PATCH
 from .site import SiteHook, append_contexts
@@ -82,6 +83,8 @@ def with_plan(model: Any, plan: Plan) -> Any:
     for kind, wrapper in WRAPPERS:
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, KEY)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, make_room)
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _own_hooks)
     return patched

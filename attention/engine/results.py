@@ -42,6 +42,11 @@ class Results(Generic[T]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Results[T]:
         return self
 
+    @property
+    def empty(self) -> bool:
+        """Whether no run has left anything yet."""
+        return not self._kept
+
     def keep(self, latent: Tensor, value: T) -> None:
         """Hold a run's result beside the latent (B, C, h, w) that the run ended with."""
         self._kept = [*self._kept[1 - RUNS :], _Kept(latent.detach().float().cpu(), prompt_id(), value)]

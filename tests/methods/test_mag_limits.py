@@ -170,6 +170,15 @@ def test_early_stop_leaves_each_image_by_itself(model):
     assert [len(points) for points in one.curve.steps] == [max(n) for n in zip(*counts, strict=True)]
 
 
+def test_each_run_keeps_its_own_curve(model, inversion):
+    """Guidance Curve shows the run whose latent it is given, whichever came last."""
+    one = part(iterations=1)
+    ends = [guided(model, inversion, one, positive=seed) for seed in (2, 6)]
+    first, second = (one.curve.of({"samples": end}).points for end in ends)
+    assert first != second and second == one.curve.points
+    assert Curve("blue").of(None).points == []
+
+
 def test_a_curve_below_zero_stays_in_its_frame():
     low, high = line_plot([-0.5, -0.9], "", ""), line_plot([0.4, 0.0], "", "")
     red = [(plot[0, :, :, 0] - plot[0, :, :, 1] > 0.4).nonzero() for plot in (low, high)]

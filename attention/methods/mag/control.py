@@ -73,6 +73,10 @@ class MAG(Part, LatentControl):
     def acts(self, run: Moment, state: Any) -> bool:
         return self.guides and self._window.holds(run)
 
+    def finish(self, run: Run, state: Guided, latent: Tensor) -> None:
+        """Leave the curve, under the latent that the run ended with."""
+        self.curve.keep(latent)
+
     def before(self, run: Run, state: Guided, x: Tensor, network: Slopes) -> Tensor:
         """Algorithm 1, lines 1 to 7, for all parts at once."""
         parts = [control for control in run.acting.controls if isinstance(control, MAG)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ....inversion.plot import line_plot
+from ...engine.results import Results
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,16 @@ class Point:
 
 @dataclass(eq=False)
 class Curve:
-    """A recorder that one run fills and the next one begins anew.
+    """A recorder that one run fills and the next one begins anew; what a run has left is found by its result.
 
     Attributes:
-        name: the words that are guided. kind: the constraint.
+        name: the words that are guided. kind: the constraint. points: of the last run, or of the present one.
     """
 
     name: str = ""
     kind: str = "token ratio"
     points: list[Point] = field(default_factory=list)
+    runs: Results[list[Point]] = field(default_factory=lambda: Results("No guidance has run yet."), repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Curve:
         return self
@@ -43,6 +45,18 @@ class Curve:
     def begin(self) -> None:
         """Forget the run before."""
         self.points.clear()
+
+    def keep(self, latent: Tensor) -> None:
+        """Hold the run's points under the latent (B, C, h, w) that it ended with."""
+        self.runs.keep(latent, list(self.points))
+
+    def of(self, after: Any) -> Curve:
+        """The curve of the run that `after` comes from, see `Results.of`; an empty one before any run.
+
+        Raises:
+            ValueError: several runs could be meant.
+        """
+        return self if self.runs.empty else Curve(self.name, self.kind, self.runs.of(after))
 
     def add(self, step: int, iteration: int, loss: float, ratio: float) -> None:
         """Record an iteration."""

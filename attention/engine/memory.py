@@ -1,0 +1,70 @@
+"""Memory that the source's features take, told to the host before it loads the model for a run.
+
+The host makes room for a batch by an estimate that knows nothing of what is kept beside it; without this it would
+offload too little and run out of memory in the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+from ...host.families import Family, family_of
+from .acts import Act, Site
+from .plan import Plan, plan_of
+
+TEXT = 77
+"""Text tokens that a prompt is taken to have; longer ones make little of the sum."""
+
+
+def kept_bytes(plan: Plan, family: Family, model: Any, size: tuple[int, int]) -> int:
+    """Most bytes of the source's features that are held at one time, by what the plan's acts read.
+
+    Args:
+        plan: the controls and their inversion. model: the host's MODEL, for widths and precision.
+        size: (h, w) of the latent.
+    """
+    if plan.inversion is None:
+        return 0
+    acts = [act for control in plan.controls for act in control.acts_on(family) if act.reads]
+    unet, item = model.get_model_object("diffusion_model"), model.model.get_dtype_inference().itemsize
+    halves = 2 if any(act.own_half for act in acts) else 1
+    parts: dict[tuple[Any, ...], int] = {}
+    for act in acts:
+        parts |= _parts(act, family, unet, size)
+    return sum(parts.values()) * plan.inversion.batch * halves * item
+
+
+def _parts(act: Act, family: Family, unet: Any, size: tuple[int, int]) -> dict[tuple[Any, ...], int]:
+    """Numbers of one source row by site, place and part; what several acts read is kept once."""
+    found: dict[tuple[Any, ...], int] = {}
+    for layer in act.layers:
+        tokens = ceil(size[0] / layer.scale) * ceil(size[1] / layer.scale)
+        block = _unet_block(unet, layer.block)
+        width = next(m for m in block if hasattr(m, "transformer_blocks")).transformer_blocks[0].attn1.to_q.out_features
+        for part in act.reads:
+            length = tokens if part == "q" or act.at is Site.SELF else TEXT
+            found[act.at, layer.index, part] = length * width
+    for place in act.blocks:
+        residual = next(m for m in _unet_block(unet, place) if hasattr(m, "out_channels"))
+        scale = next((layer.scale for layer in family.layers if layer.block == place), 1)
+        tokens = ceil(size[0] / scale) * ceil(size[1] / scale)
+        found[act.at, place] = len(act.reads) * residual.out_channels * tokens
+    return found
+
+
+def _unet_block(unet: Any, place: tuple[str, int]) -> Any:
+    """A UNet block by the host's name."""
+    name, number = place
+    return unet.middle_block if name == "middle" else getattr(unet, f"{name}_blocks")[number]
+
+
+def make_room(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap the host's preparation of a run: rows beside those of the batch stand for what is kept."""
+    plan, size = plan_of(patcher), (int(noise_shape[-2]), int(noise_shape[-1]))
+    kept = kept_bytes(plan, family_of(patcher), patcher, size)
+    if kept:
+        row = patcher.model.memory_required([2, *noise_shape[1:]])  # the host asks for both halves of guidance
+        noise_shape = [noise_shape[0] + ceil(kept / max(1, row)), *noise_shape[1:]]
+    return executor(patcher, noise_shape, conds, *args, **kwargs)
