@@ -33,7 +33,7 @@ The size of what a refined mask selects has to be known, since CPAM leaves queri
 host, once a step.
 """
 
-KNOWN_GUIDED: dict[str, int] = {"MAG": 5, "null text": 8}
+KNOWN_GUIDED: dict[str, int] = {}
 """Waits per iteration of runs with gradients that are above one."""
 
 
