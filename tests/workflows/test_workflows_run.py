@@ -154,8 +154,13 @@ def passed_on(entry: dict[str, Any], kinds: dict[str, Any], output: int) -> list
 
 
 def can_be_bypassed(prompt: Prompt, name: str, info: dict[str, Any]) -> bool:
-    """Whether every output that is read has an input of its type; a node that makes something new has none."""
+    """Whether every output that is read has an input of its type; a node that makes something new has none.
+
+    An inversion is not bypassed either: it is what methods edit, and Prompt with Words asks for the learned one.
+    """
     entry = prompt[name]
+    if "AEDIT_INVERSION" in info[entry["class_type"]]["output"]:
+        return False
     links = [value for other in prompt.values() for value in other["inputs"].values() if isinstance(value, list)]
     return all(passed_on(entry, info[entry["class_type"]], link[1]) for link in links if link[0] == name)
 
