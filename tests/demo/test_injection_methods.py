@@ -1,4 +1,4 @@
-"""The evaluation of FPE, MasaCtrl, Plug-and-Play, Prompt-to-Prompt and EmbCtrl: plans, claims and FPE's layer study."""
+"""The evaluation of methods without a mask: plans, claims and FPE's layer study."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from attention_edit.attention.masks.difference import diff_mask
 from attention_edit.attention.masks.refinement import Refinement
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
-from attention_edit.attention.methods.embctrl import embctrl
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.local_blend import LocalBlend
 from attention_edit.attention.methods.mag.control import MAG
@@ -269,7 +268,7 @@ def invert(place: Place, name: str) -> Tensor:
 
 
 def recorded_maps(place: Place) -> dict[str, Tensor]:
-    """What the map nodes show of a run: a word's heat, self-attention's regions, EmbCtrl's text."""
+    """What the map nodes show of a run: a word's heat, self-attention's regions."""
     control = _recorder(place)
     with place.flags():
         model = engine.install(place.model, control, source(place.kind))
@@ -278,11 +277,9 @@ def recorded_maps(place: Place) -> dict[str, Tensor]:
         tiny.sample(model, place.text(2), place.text(3), start, STUB)
         recording, words = control.maps.recording, DOG.find("dog")
         found = find_segments(recording, 2, {"dog": words})[0]
-        states = embctrl(CAT, place.text(1), DOG, place.text(2))[0][0]
     return {
         "heat": heat_map(recording, words, HeatOptions(sharpen=1)),
         "self": found.features,
-        "text": states.cpu(),
     }
 
 
