@@ -84,6 +84,7 @@ def table(found: dict[str, dict[int, float]]) -> str:
 def main(arguments: list[str]) -> int:
     """Measure and print the table; with --write also into demo/RESULTS.md; returns the exit code."""
     import torch
+    from bundle import load
     from measure import results
 
     parser = argparse.ArgumentParser(prog="demo/benchmark.py masks", description=__doc__)
@@ -98,5 +99,5 @@ def main(arguments: list[str]) -> int:
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(text, "utf-8")
     if chosen.write:
-        results.write_benchmark("masks", arguments, text)
+        results.write_benchmark("masks", arguments, text, load.FILE)
     return 0

@@ -71,9 +71,13 @@ def write(name: str, command: str, state: str, tables: str, file: Path = FILE) -
         part.unlink(missing_ok=True)
 
 
-def write_benchmark(part: str, arguments: Sequence[str], tables: str) -> None:
-    """Put what a part of `demo/benchmark.py` measured into its section, "benchmark" and the part's name."""
-    write(f"benchmark {part}", command_of("demo/benchmark.py", [part, *arguments]), state(None), tables)
+def write_benchmark(part: str, arguments: Sequence[str], tables: str, model: Path | None = None) -> None:
+    """Put what a part of `demo/benchmark.py` measured into its section, "benchmark" and the part's name.
+
+    Args:
+        model: the demo model's file, where it is the model that was measured.
+    """
+    write(f"benchmark {part}", command_of("demo/benchmark.py", [part, *arguments]), state(model), tables)
 
 
 def command_of(script: str, arguments: Sequence[str]) -> str:
