@@ -292,6 +292,5 @@ def _behind(patch: Any, layer: torch.nn.Module, *inputs: Any) -> Tensor:
 def _again(layer: torch.nn.Module, *inputs: Any) -> Tensor:
     if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
         return layer(*inputs)  # ahead of everything that is differentiated: there is nothing to come back for
-    out = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
-    assert isinstance(out, Tensor)
+    out: Any = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
     return out

@@ -98,8 +98,7 @@ class Learner(NullTextOptimiser):
         self, positive: list[dict[str, Any]], host: HostRun, options: dict[str, Any], z: Tensor, sigma: float
     ) -> LearnSlope:
         """Passes at a latent that end at the last map, and their way back to the text."""
-        run = options["transformer_options"][KEY]
-        assert isinstance(run, Run)
+        run: Run = options["transformer_options"][KEY]
         run.move_to(sigma)
         layers = looked_at(run.family)
         if self.how.checkpointing:

@@ -127,8 +127,7 @@ def _away(part: Part, negative: Negative, of: _Open, run: Run, latent: Tensor, s
         return (part.loss(run, maps, negative.words)[0] * of.images).sum()
 
     found = slope(latent, loss, part.negative_role, part)
-    assert found is not None
-    return negative.weight * found
+    return torch.zeros_like(latent) if found is None else negative.weight * found
 
 
 def _check_copied(part: Part, run: Run) -> None:
