@@ -111,7 +111,7 @@ class Inversion:
         above = sum(s >= sigma * (1 - MATCH) for s in self.sigmas)
         return max(0, above - 1)
 
-    def at(self, sigma: float) -> Tensor:
+    def at(self, sigma: float, latents: Tensor | None = None) -> Tensor:
         """The source latent at a noise level, in the sampler's scale: x = z* sqrt(1 + sigma^2).
 
         Exactly the stored latent at stored levels. Between two of them x is linear in sigma, which is where
@@ -119,16 +119,18 @@ class Inversion:
 
         Args:
             sigma: noise level within the stored range.
+            latents: the trajectory's, where they lie on another device.
 
         Returns:
-            (B, C, h, w) float32.
+            (B, C, h, w) float32, on the latents' device.
 
         Raises:
             ValueError: sigma lies outside the trajectory.
         """
+        latents = self.latents if latents is None else latents
         i = self.level(sigma)
         if i is not None:
-            return self._sampler_scale(i)
+            return self._sampler_scale(latents, i)
         if not self.sigmas[0] < sigma < self.sigmas[-1]:
             raise ValueError(
                 f"The sampler asks for the source at sigma {sigma:.4f}, but the inversion holds {self.describe()}. "
@@ -136,7 +138,8 @@ class Inversion:
             )
         right = bisect_left(self.sigmas, sigma)
         low, high = self.sigmas[right - 1], self.sigmas[right]
-        return torch.lerp(self._sampler_scale(right - 1), self._sampler_scale(right), (sigma - low) / (high - low))
+        ends = self._sampler_scale(latents, right - 1), self._sampler_scale(latents, right)
+        return torch.lerp(*ends, (sigma - low) / (high - low))
 
     def clean_at(self, sigma: float) -> Tensor:
         """x0 (B, C, h, w) of the trajectory's DDIM step under way at this sigma: where its line meets sigma 0."""
@@ -145,7 +148,7 @@ class Inversion:
             right = min(bisect_left(self.sigmas, sigma), len(self.sigmas) - 1)
         right = max(right, 1)
         low, high = self.sigmas[right - 1], self.sigmas[right]
-        start, end = self._sampler_scale(right - 1), self._sampler_scale(right)
+        start, end = self._sampler_scale(self.latents, right - 1), self._sampler_scale(self.latents, right)
         return start - (end - start) * (low / (high - low))
 
     @property
@@ -164,8 +167,8 @@ class Inversion:
             right = bisect_left(self.sigmas, sigma)
         return min(max(right - 1, 0), len(self.sigmas) - 2)
 
-    def _sampler_scale(self, i: int) -> Tensor:
-        return self.latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5
+    def _sampler_scale(self, latents: Tensor, i: int) -> Tensor:
+        return latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5
 
     def check_schedule(self, sigmas: list[float]) -> None:
         """Raise ValueError unless every noise level that a run starts a step from is a stored one."""

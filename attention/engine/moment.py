@@ -76,7 +76,9 @@ class Moment:
         inversion = self.inversion
         if inversion is None:
             raise ValueError("This run has no source image: connect an inversion to the edit's node.")
-        return self.now(("source", device), lambda: inversion.at(self.sigma).to(device))
+        latents = inversion.latents
+        there = self.brought("trajectory", latents, latents.new_empty((), device=device))
+        return self.now(("source", device), lambda: inversion.at(self.sigma, there))
 
     def move_to(self, sigma: float) -> None:
         """Go to a noise level of the schedule or between two of them."""

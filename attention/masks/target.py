@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...host.arriving import Arriving
 from ..engine.call import AttentionCall
 from ..engine.moment import Moment, savable
 from ..maps.heat import min_max, sharpen
@@ -25,21 +26,35 @@ from .refinement import Refinement
 
 
 class Target:
-    """The target mask of the moment in one run, and what is derived from it.
-
-    Attributes:
-        mask: (M, H, W) bool on the CPU; the given one until the first refined mask replaces it.
-        by_step: the refined masks (B, h, w) so far, by the step that each ended.
-    """
+    """The target mask of the moment in one run, and what is derived from it."""
 
     def __init__(self, given: Tensor, refinement: Refinement | None) -> None:
-        self.mask = given
-        self._given, self._refinement = given, refinement
-        self.by_step: dict[int, Tensor] = {}
+        self._mask, self._given, self._refinement = given, given, refinement
+        self._chosen: tuple[int, Arriving, Tensor | None] | None = None
+        self._by_step: dict[int, Tensor] = {}
         self._derived: dict[Hashable, Any] = {}
         self._words: Tensor | None = None
         self._own: MeanMap | None = None
         self._within: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """(M, H, W) bool on the CPU; the given one until the first refined mask replaces it."""
+        self._settle()
+        return self._mask
+
+    @property
+    def by_step(self) -> dict[int, Tensor]:
+        """The refined masks (B, h, w) so far, by the step that each ended."""
+        self._settle()
+        return self._by_step
+
+    def _settle(self) -> None:
+        """Take in the mask that the last step made, if it made one."""
+        if self._chosen is not None:
+            (step, chosen, reachable), self._chosen = self._chosen, None
+            self._mask = savable(lambda: usable(chosen.get(), self._given, reachable))
+            self._by_step[step] = self._mask
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for since the mask was last replaced."""
@@ -84,9 +99,9 @@ class Target:
         if self._own is not None:
             sharp = sharpen(heat, self._own, 1)
             heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]
-        self.mask = select(heat, refinement.threshold, self._given, self._reachable(run, refinement.reach))
+        chosen = Arriving(min_max(heat) > refinement.threshold)
+        self._chosen = (run.step, chosen, self._reachable(run, refinement.reach))
         self._derived.clear()
-        self.by_step[run.step] = self.mask
 
     def _reachable(self, run: Moment, reach: float) -> Tensor | None:
         """Where the refined mask may be, at the latent's size; None for everywhere."""
@@ -97,18 +112,17 @@ class Target:
         return self._within
 
 
-def select(heat: Tensor, threshold: float, given: Tensor, reachable: Tensor | None = None) -> Tensor:
-    """Cut maps at a threshold after they are stretched to 0..1.
+def usable(chosen: Tensor, given: Tensor, reachable: Tensor | None = None) -> Tensor:
+    """What a threshold selects, as a target mask.
 
     Args:
-        heat: (B, h, w), a mean or a sum of maps.
+        chosen: (B, h, w) bool on the CPU.
         given: (1 or B, H, W) bool, what an image has whose map selects nothing or everything.
         reachable: (1 or B, h, w) bool, outside of which nothing is selected; None for everywhere.
 
     Returns:
         (B, h, w) bool on the CPU.
     """
-    chosen = (min_max(heat) > threshold).cpu()
     if reachable is not None:
         chosen = chosen & reachable
     share = chosen.float().mean((1, 2))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ...host.families import Family, LayerByFamily
 from ..engine.acts import NULL_TEXT, Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import LatentControl, MapControl
-from ..engine.moment import Moment
+from ..engine.moment import Moment, savable
 from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.edit_masks import EditMasks
 from ..masks.target import Target
@@ -46,6 +47,11 @@ class _Places:
     outside: Tensor
     background: Tensor
     foreground: Tensor
+
+    @property
+    def indices(self) -> tuple[Tensor, ...]:
+        """In the order of the fields."""
+        return self.inside, self.outside, self.background, self.foreground
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,25 +154,31 @@ class CPAM(MapControl, LatentControl):
         return out
 
     def _placed(self, call: AttentionCall) -> list[_Places]:
-        """The masks of this layer's size as indices, found once for each M_t."""
-        return call.state.target.once((call.shape, call.batch, call.q.device), lambda: self._places(call))
+        """The masks of this layer's size as indices, found once for each M_t: of all sizes met so far in one copy."""
+        state: Manipulation = call.state
+        found = state.target.once((call.batch, call.q.device), dict)
+        if call.shape not in found:
+            state.sizes.setdefault(call.shape)
+            sizes = [size for size in state.sizes if size not in found]
+            places = [self._places(state.target.mask, call.batch, size) for size in sizes]
+            found.update(zip(sizes, savable(lambda: _on_device(places, call.q.device)), strict=True))
+        return found[call.shape]
 
-    def _places(self, call: AttentionCall) -> list[_Places]:
+    def _places(self, given: Tensor, batch: int, size: tuple[int, int]) -> list[_Places]:
+        """M_t and what goes with it at a layer's size, as indices on the CPU."""
 
         def at(mask: Tensor) -> Tensor:
-            return for_batch(resize(mask, call.shape, self.resize_rule).flatten(1), call.batch, "edit mask")
+            return for_batch(resize(mask, size, self.resize_rule).flatten(1), batch, "edit mask")
 
-        given = call.state.target.mask
         target, source = at(given), at(self.masks.source)
         foreground = {"target": target, "source": source, "union": target | source}[self.key_mask]
         sides = (target, ~target, at(~self.masks.source), foreground)
         shared = len(self.masks.source) == 1 and len(given) == 1
         return [
             _Places(
-                slice(None) if shared else slice(item, None, call.batch),
-                *_indices([mask[item] for mask in sides], call.q.device),
+                slice(None) if shared else slice(item, None, batch), *(mask[item].nonzero()[:, 0] for mask in sides)
             )
-            for item in range(1 if shared else call.batch)
+            for item in range(1 if shared else batch)
         ]
 
     def _retains(self, call: AttentionCall) -> bool:
@@ -232,16 +244,19 @@ class Manipulation:
     Attributes:
         target: M_t of the moment.
         normal: which layers of which steps keep normal self-attention.
+        sizes: of layers met so far, in their order.
     """
 
     target: Target
     normal: list[list[bool]]
+    sizes: dict[tuple[int, int], None] = field(default_factory=dict)
 
 
-def _indices(masks: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """Where each mask (N,) bool of the CPU is set, on a device: one copy for all of them."""
-    found = [mask.nonzero()[:, 0] for mask in masks]
-    return torch.cat(found).to(device).split([len(index) for index in found])
+def _on_device(layers: Sequence[Sequence[_Places]], device: torch.device) -> list[list[_Places]]:
+    """The same places on a device: one copy for all of them."""
+    indices = [index for places in layers for place in places for index in place.indices]
+    there = iter(torch.cat(indices).to(device).split([len(index) for index in indices]))
+    return [[_Places(place.rows, *islice(there, len(place.indices))) for place in places] for places in layers]
 
 
 def _look_at_words(call: AttentionCall) -> None:

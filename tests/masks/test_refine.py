@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from attention_edit.attention.engine import install as engine
 from attention_edit.attention.engine.acts import Act, How, Site
 from attention_edit.attention.engine.control import Control
+from attention_edit.attention.maps.heat import min_max
 from attention_edit.attention.masks import target as refine
 from attention_edit.attention.masks.cells import grow, resize
 from attention_edit.attention.masks.edit_masks import TASKS, edit_masks
 from attention_edit.attention.masks.refinement import RefinedMasks, Refinement, make_refinement
-from attention_edit.attention.masks.target import Target, select
+from attention_edit.attention.masks.target import Target, usable
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.regions import RegionPrompts, make_region
 from attention_edit.nodes.refine import RefinedMasksNode
@@ -207,8 +208,8 @@ def test_select_stretches_and_falls_back():
     given = torch.zeros(1, 8, 8, dtype=torch.bool)
     given[:, :2, :2] = True
     for heat in (ramp, ramp * 7 - 3):
-        assert torch.equal(select(heat, 0.45, given), ramp > 0.45 * 15)
-    both = select(torch.cat([ramp, torch.ones(1, 4, 4)]), 0.45, given)
+        assert torch.equal(usable(min_max(heat) > 0.45, given), ramp > 0.45 * 15)
+    both = usable(min_max(torch.cat([ramp, torch.ones(1, 4, 4)])) > 0.45, given)
     assert torch.equal(both[0], ramp[0] > 0.45 * 15)
     assert torch.equal(both[1], resize(given, (4, 4))[0]) and int(both[1].sum()) == 1
 

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import device as simulated
+import device
 import edits
 import tiny
 import torch
@@ -44,6 +44,7 @@ from attention_edit.inversion.record import Inversion
 from comfy.cli_args import args
 from comfy.model_management import load_models_gpu
 from comfy.patcher_extension import WrappersMP
+from counts import Counts
 from prompts import prompt
 from torch import Tensor
 
@@ -192,12 +193,12 @@ class Measured:
     """
 
     latent: Tensor
-    counts: simulated.Counts
+    counts: Counts
     steps: tuple[tuple[int, int], ...]
 
 
 def measured(place: Place, name: str, packed: bool = False, guided: MAG | None = None) -> Measured:
-    """A method's run on the simulated device, done once for all tests."""
+    """A method's run on the device, done once for all tests."""
     return _measured(place, name, packed, guided)
 
 
@@ -205,8 +206,8 @@ def measured(place: Place, name: str, packed: bool = False, guided: MAG | None =
 def _measured(place: Place, name: str, packed: bool, guided: MAG | None) -> Measured:
     load_models_gpu([place.model])
     seen: list[tuple[int, int]] = []
-    with simulated.counted() as counts:
-        look = simulated.snapshot()
+    with device.counted() as counts:
+        look = device.snapshot()
         latent = edit(place, name, packed, guided=guided, callback=lambda *_: seen.append(look()))
         gc.collect()
     assert len(seen) == STEPS - 1

@@ -20,18 +20,11 @@ HALF = Place(device.DEVICE, dtype=torch.float16)
 MORE_COPIES = 2
 """Copies to the device per step that a method without gradients may add to plain sampling's."""
 
-KNOWN_COPIES: dict[str, int] = {"CPAM refined": 7}
-"""Copies per step of methods that are above the bound; a method whose number falls is to be lowered or taken out.
+KNOWN_COPIES: dict[str, int] = {}
+"""Copies per step of methods that are above the bound; a method whose number falls is to be lowered or taken out."""
 
-A refined mask is another one in every step: its indices go to the device once for each of the four sizes of layers.
-"""
-
-KNOWN_WAITS: dict[str, int] = {"CPAM refined": 2}
-"""The same for waits per step; plain sampling's are the bound.
-
-The size of what a refined mask selects has to be known, since CPAM leaves queries and keys out; so it comes to the
-host, once a step.
-"""
+KNOWN_WAITS: dict[str, int] = {}
+"""The same for waits per step; plain sampling's are the bound."""
 
 KNOWN_GUIDED: dict[str, int] = {}
 """Waits per iteration of runs with gradients that are above one."""

@@ -1,4 +1,4 @@
-"""Whole workflows on a real server whose GPU is the simulated one: their pictures show what the prompt says."""
+"""Whole workflows on a real server whose GPU is the checks' device: their pictures show what the prompt says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import device
 import pytest
 from made import assert_reads, execute, prompt_of
 from scenes import expected
@@ -16,20 +17,24 @@ if TYPE_CHECKING:
     from machine.comfy_server import ComfyServer
 
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
+OPTIONS, SAYS = {
+    "simulated": (["--directml", "0", "--gpu-only"], "Using directml with device: simulated"),
+    "cuda": ([], "Device: cuda:0"),
+}[device.NAME]
+"""What the server is started with, and what its log says of it. A card has the host's own memory management."""
 
 
 @pytest.fixture(scope="module")
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A ComfyUI server that takes the simulated device for its GPU, with text and latents on it too."""
+    """A ComfyUI server on the device; on the simulated one text and latents lie there too."""
     from machine.base_directory import base_directory
     from machine.comfy_server import ComfyServer
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
-    options = ["--directml", "0", "--gpu-only"]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(STAND_IN), *([before] if before else [])])
     try:
-        with ComfyServer(Path(sys.executable), host, base, cpu=False, extra_args=options) as running:
+        with ComfyServer(Path(sys.executable), host, base, cpu=False, extra_args=OPTIONS) as running:
             yield running
     finally:
         if before is None:
@@ -40,7 +45,7 @@ def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
 
 @pytest.mark.parametrize("name", ["p2p-swap", "masactrl", "fpe", "pnp", "cpam-replace"])
 def test_workflows(name: str, server: ComfyServer) -> None:
-    """Read from the pixels: what Edit Prompt says; and the server's device was the simulated one."""
+    """Read from the pixels: what Edit Prompt says; and the server ran on that device."""
     made = execute(server, name, prompt_of(server, name))
-    assert "Using directml with device: simulated" in server.log_text()
+    assert SAYS in server.log_text()
     assert_reads(made.images["After"], expected.text_of(made.prompt))

@@ -46,8 +46,9 @@ at::Tensor moved(const at::Tensor& result) {  // what a CPU kernel returned, in 
   return there;
 }
 
-at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
-  if (on_device(from) && !on_device(to)) tell(WAIT);
+// A copy to pinned memory that need not be there yet is waited for by an event, see Event in simulated.py.
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  if (on_device(from) && !on_device(to) && !(non_blocking && is_pinned(to.storage().data()))) tell(WAIT);
   if (!on_device(from) && on_device(to)) tell(TO_DEVICE);
   on_cpu(to).copy_(on_cpu(from));
   return to;
@@ -246,5 +247,7 @@ void simulated_reset() {
 }
 // The n-th allocation after the last reset fails; 0 for none.
 void simulated_fail_at(int64_t allocation) { fails_at = allocation; }
+// The host waits for the device.
+void simulated_wait() { tell(WAIT); }
 void simulated_listen(Listener listening) { listener = listening; }
 }

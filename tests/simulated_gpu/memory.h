@@ -10,7 +10,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <set>
 
 namespace {
 
@@ -66,12 +68,39 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
+std::mutex pinning;
+std::set<const void*> pinned;  // memory of the CPU that the device copies to while the host goes on
+
+struct Pinned final : c10::Allocator {
+  static void release(void* block) {
+    std::lock_guard<std::mutex> lock(pinning);
+    pinned.erase(block);
+    std::free(block);
+  }
+  c10::DataPtr allocate(size_t bytes) override {
+    void* block = std::malloc(bytes ? bytes : 1);
+    if (block == nullptr) throw std::bad_alloc();
+    std::lock_guard<std::mutex> lock(pinning);
+    pinned.insert(block);
+    return {block, block, &release, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+};
+Pinned pinned_memory;
+
+bool is_pinned(const void* data) {
+  std::lock_guard<std::mutex> lock(pinning);
+  return pinned.count(data) > 0;
+}
+
 struct Hooks final : at::PrivateUse1HooksInterface {
   void init() const override {}
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
-  bool isPinnedPtr(const void*) const override { return false; }
+  bool isPinnedPtr(const void* data) const override { return is_pinned(data); }
+  c10::Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::make_generator<at::CPUGeneratorImpl>(); }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
     static const at::Generator generator = getNewGenerator(0);

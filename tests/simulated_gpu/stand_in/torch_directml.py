@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.extend([str(HERE.parent), str(HERE.parents[2] / "demo")])
 
-import device as simulated  # noqa: E402
+import simulated  # noqa: E402
 import torch  # noqa: E402
 
 
