@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules import attention
 from torch import Tensor
 
 
 def host_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None) -> Tensor:
-    """The attention that the user's host is set to, with other packs' overrides."""
-    return optimized_attention(
+    """The attention that the user's host is set to, with other packs' overrides.
+
+    It is looked up at each call, since packs put another function in its place after it was imported.
+    """
+    return attention.optimized_attention(
         q,
         k,
         v,
