@@ -70,3 +70,26 @@ def strip(pairs: Sequence[tuple[str, Image.Image, Image.Image]], side: int = 192
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             made.paste(small, (left, LINE + GAP // 2 + row * (side + GAP)))
     return made
+
+
+def icon(before: Image.Image, after: Image.Image, side: int = 400) -> Image.Image:
+    """One square: the picture before, and below its diagonal after the edit."""
+    half = Image.new("L", (side, side))
+    ImageDraw.Draw(half).polygon([(side, 0), (side, side), (0, side)], fill=255)
+    shown = [p.convert("RGB").resize((side, side), Image.Resampling.LANCZOS) for p in (before, after)]
+    shown[0].paste(shown[1], mask=half)
+    ImageDraw.Draw(shown[0]).line([(side, 0), (0, side)], fill="white", width=side // 50)
+    return shown[0]
+
+
+def banner(name: str, pairs: Sequence[tuple[str, Image.Image, Image.Image]], width: int = 1680) -> Image.Image:
+    """A name over before/after pairs, 21:9 as the registry shows it."""
+    height = width * 9 // 21
+    made = Image.new("RGB", (width, height), "white")
+    pairs_shown = strip(pairs)
+    scale = min((width - 2 * GAP) / pairs_shown.width, 0.8 * height / pairs_shown.height)
+    size = (round(pairs_shown.width * scale), round(pairs_shown.height * scale))
+    font = ImageFont.load_default(height // 9)
+    ImageDraw.Draw(made).text((width // 2, height // 10), name, fill="black", font=font, anchor="mm")
+    made.paste(pairs_shown.resize(size, Image.Resampling.LANCZOS), ((width - size[0]) // 2, height // 5))
+    return made

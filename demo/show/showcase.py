@@ -188,7 +188,9 @@ def write_thumbnails(runs: list[Run]) -> None:
     PICTURES.mkdir(exist_ok=True)
     pairs = [(made.title.split(": ")[-1], made.images["before"], made.images["after"]) for made in edits]
     sheets.strip(pairs).save(PICTURES / "edits.png")
-    say("wrote demo/pictures/edits.png")
+    sheets.icon(*pairs[-1][1:]).save(PICTURES / "icon.png")
+    sheets.banner("Attention Edit", pairs).save(PICTURES / "banner.png")
+    say("wrote demo/pictures/edits.png, icon.png and banner.png")
 
 
 def serve(server: ComfyServer, open_page: Callable[[str], Any] = webbrowser.open) -> None:
