@@ -138,7 +138,7 @@ def test_pictures_are_as_the_registry_asks() -> None:
 def test_comfyui_manager_installs_it(python: Path, repository: str, host: Path, tmp_path: Path) -> None:
     """From a git address, as in Manager's "Install via Git URL"; the host then finds a pack that it can load."""
     run(python, "-c", INSTALL, str(host), repository, str(tmp_path / "attention-edit"), folder=tmp_path)
-    loaded = "from machine.pack import import_pack; print(import_pack().__name__)"
+    loaded = "from machine.pack import import_pack, pack_module\nimport_pack()\nprint(pack_module('nodes').__file__)"
     paths = os.pathsep.join([str(host), str(tmp_path / "attention-edit" / "demo")])
     code = f"import sys; sys.argv[1:] = ['--cpu']\nimport comfy.options; comfy.options.enable_args_parsing()\n{loaded}"
-    assert "attention_edit" in run(sys.executable, "-c", code, folder=tmp_path, PYTHONPATH=paths)
+    assert str(tmp_path / "attention-edit") in run(sys.executable, "-c", code, folder=tmp_path, PYTHONPATH=paths)
