@@ -134,7 +134,7 @@ class _DemoVAE(comfy.sd.VAE):
         # it is tiny, and an edit is measured against it.
         super().__init__(sd=comfy.taesd.taesd.TAESD().state_dict(), dtype=torch.float32)
         self.first_stage_model = Autoencoder().eval().requires_grad_(False)
-        _check(path, "vae", tensors, self.first_stage_model.state_dict())
+        check_tensors(path, "vae", tensors, self.first_stage_model.state_dict())
         self.first_stage_model.load_state_dict(tensors)
         # Its layers are plain ones, which the host cannot load in parts.
         self.disable_offload = True
@@ -147,6 +147,25 @@ class _DemoVAE(comfy.sd.VAE):
         self.model_size()
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        DemoModelError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise DemoModelError(
+            f"The demo model is missing: there is no {path}. It comes with the pack; install the pack again, "
+            "or train the model with `python demo/train.py`."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DemoModelError(
+            f"The demo model {path} is damaged ({error}). Install the pack again to get all of it."
+        ) from error
+
+
 def read_parts(path: Path = FILE) -> dict[str, dict[str, Tensor]]:
     """The file's tensors by part ("unet", "text", "vae"), with the token table filled up to its full length.
 
@@ -155,20 +174,10 @@ def read_parts(path: Path = FILE) -> dict[str, dict[str, Tensor]]:
     Raises:
         DemoModelError: the file is missing, damaged, or something else than the demo model.
     """
-    if not path.is_file():
-        raise DemoModelError(
-            f"The demo model is missing: there is no {path}. It comes with the pack; install the pack again, "
-            "or train the model with `python demo/train.py`."
-        )
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DemoModelError(
-            f"The demo model {path} is damaged ({error}). Install the pack again to get all of it."
-        ) from error
+    tensors = read_tensors(path)
     ids, rows = tensors.pop(TOKEN_IDS, None), tensors.get(TOKENS)
     if ids is None or rows is None or rows.shape != (len(ids), CONTEXT):
-        raise _foreign(path, "it has no token table of the demo world")
+        raise foreign(path, "it has no token table of the demo world")
     table = rows.new_zeros(TEXT["vocab_size"], CONTEXT)
     table[ids.long()] = rows
     tensors[TOKENS] = table
@@ -176,33 +185,46 @@ def read_parts(path: Path = FILE) -> dict[str, dict[str, Tensor]]:
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
-            raise _foreign(path, f"it has a tensor {key}")
+            raise foreign(path, f"it has a tensor {key}")
         parts[part][name] = tensor
     return parts
 
 
-def _foreign(path: Path, why: str) -> DemoModelError:
+def foreign(path: Path, why: str) -> DemoModelError:
+    """The error about a file that holds something else."""
     return DemoModelError(
         f"{path} is not the demo model: {why}. Load other models with ComfyUI's own loaders, and install the "
         "pack again if this file came with it."
     )
 
 
-def _check(path: Path, part: str, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """Compare names and sizes, because the host only logs what does not fit."""
+def check_tensors(path: Path, part: str, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """Compare names and sizes, because the host only logs what does not fit.
+
+    Raises:
+        DemoModelError: something does not fit.
+    """
     missing, extra = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
     if missing or extra:
-        raise _foreign(path, f"of its {part}, {len(missing)} tensors are missing and {len(extra)} unknown")
+        raise foreign(path, f"of its {part}, {len(missing)} tensors are missing and {len(extra)} unknown")
     for name, tensor in have.items():
         if tensor.shape != want[name].shape:
-            raise _foreign(path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name].shape)}")
+            raise foreign(path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name].shape)}")
 
 
-def _model(path: Path, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
-    """The UNet as the host's MODEL, in the precision that the host chooses for its device."""
+def host_model(
+    path: Path, part: str, config: comfy.supported_models_base.BASE, tensors: dict[str, Tensor]
+) -> comfy.model_patcher.ModelPatcher:
+    """One of the file's networks as the host's MODEL, in the precision that the host chooses for its device.
+
+    Args:
+        path, part: where the tensors come from, for errors. config: the host's, with the network's sizes.
+
+    Raises:
+        DemoModelError: tensors are missing, unknown or of another size.
+    """
     management = comfy.model_management
     device = management.get_torch_device()
-    config = _DemoModel(UNET)
     parameters = comfy.utils.calculate_parameters(tensors)
     dtype = management.unet_dtype(
         model_params=parameters,
@@ -212,7 +234,7 @@ def _model(path: Path, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelP
     cast = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, cast)
     model = config.get_model({}, device=management.unet_inital_load_device(parameters, dtype))
-    _check(path, "unet", tensors, model.diffusion_model.state_dict())
+    check_tensors(path, part, tensors, model.diffusion_model.state_dict())
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=device, offload_device=management.unet_offload_device()
     )
@@ -228,7 +250,7 @@ def _clip(path: Path, tensors: dict[str, Tensor]) -> comfy.sd.CLIP:
         parameters=comfy.utils.calculate_parameters(tensors),
         model_options={"clip_l_model_config": TEXT},
     )
-    _check(path, "text", tensors, clip.cond_stage_model.clip_l.transformer.state_dict())
+    check_tensors(path, "text", tensors, clip.cond_stage_model.clip_l.transformer.state_dict())
     clip.load_sd({f"clip_l.transformer.{k}": v for k, v in tensors.items()}, full_model=True)
     return clip
 
@@ -242,4 +264,15 @@ def load_demo_model(
         DemoModelError: the file is missing, damaged, or something else than the demo model.
     """
     parts = read_parts(path)
-    return _model(path, parts["unet"]), _clip(path, parts["text"]), _DemoVAE(path, parts["vae"])
+    model = host_model(path, "unet", _DemoModel(UNET), parts["unet"])
+    return model, _clip(path, parts["text"]), _DemoVAE(path, parts["vae"])
+
+
+def load_clip_and_vae(path: Path = FILE) -> tuple[comfy.sd.CLIP, comfy.sd.VAE]:
+    """The demo model's text encoder and autoencoder as the host's CLIP and VAE.
+
+    Raises:
+        DemoModelError: the file is missing, damaged, or something else than the demo model.
+    """
+    parts = read_parts(path)
+    return _clip(path, parts["text"]), _DemoVAE(path, parts["vae"])

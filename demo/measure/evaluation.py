@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundle import load
+from bundle import load, transformer
 from measure import (
     drawing,
     editing,
@@ -112,7 +112,7 @@ def _section(part: str, options: argparse.Namespace) -> str:
 
 def _setup(options: argparse.Namespace) -> Setup:
     return Setup(
-        *load.load_demo_model(options.model),
+        *transformer.load_demo_file(options.model),
         steps=options.steps,
         guidance=methods.GUIDANCE if options.guidance is None else options.guidance,
         sampler=options.sampler,

@@ -52,3 +52,16 @@ class Muon(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(weight)
         state["exp_avg"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(state["exp_avg"], momentum)
+
+
+def optimizers(modules: nn.Module, rate: float, outer: tuple[str, ...]) -> list[torch.optim.Optimizer]:
+    """Muon for the inner matrices of some modules and AdamW for all else, each with one group of weights.
+
+    Args:
+        outer: parts of the names of weights that Muon does not suit: those that meet the input or the output.
+    """
+    inner = [p for n, p in modules.named_parameters() if p.ndim > 1 and not any(part in n for part in outer)]
+    chosen = {id(p) for p in inner}
+    rest = [p for p in modules.parameters() if id(p) not in chosen and p.requires_grad]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)]
+    return [*found, *([Muon(inner, rate)] if inner else [])]

@@ -16,6 +16,9 @@ from bundle.load import TEXT, TOKEN_IDS, TOKENS, UNET, Autoencoder
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
+ZEROS = (".out.2.", ".proj_out.", ".out_layers.3.", ".final_layer.", "_modulation")
+"""Parts of the names of weights that begin as zero: of what adds to a residual stream, or ends it."""
+
 
 def new_unet(device: torch.device | str = "cpu") -> UNetModel:
     """The host's UNet class with the demo model's widths, not initialised."""
@@ -31,7 +34,7 @@ def initialise(module: nn.Module, rng: torch.Generator) -> None:
     """Set weights at random: the host leaves its modules empty, since it only ever loads them."""
     for name, weight in module.named_parameters():
         with torch.no_grad():
-            if any(part in f".{name}" for part in (".out.2.", ".proj_out.", ".out_layers.3.")):
+            if any(part in f".{name}" for part in ZEROS):
                 weight.zero_()
             elif "embedding" in name:
                 weight.copy_(torch.randn(weight.shape, generator=rng) * 0.02)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from training import network
 from training import training_data as data
-from training.muon import Muon
+from training.muon import optimizers
 
 SEED = 20_24
 HERE = Path(__file__).parents[1]
@@ -52,13 +52,7 @@ class Trainer:
         """`outer`: parts of the names of weights that meet the input or the output, which Muon does not suit."""
         self.path, self.modules, self.steps, self.rate = STATE / f"{name}.safetensors", modules, steps, rate
         self.weights = [p for p in modules.parameters() if p.requires_grad]
-        inner = [p for n, p in modules.named_parameters() if p.ndim > 1 and not any(part in n for part in outer)]
-        chosen = {id(p) for p in inner}
-        rest = [p for p in self.weights if id(p) not in chosen]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-        ]
-        self.optimizers += [Muon(inner, rate)] if inner else []
+        self.optimizers = optimizers(modules, rate, outer)
         self.average, self.averaged = average, [p.detach().clone() for p in self.weights]
         self.step = 0
         if self.path.exists():

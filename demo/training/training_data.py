@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -67,21 +69,46 @@ def draw_pool(vae: load.Autoencoder, device: torch.device, count: int, seed: int
     latents = torch.empty(2, count, 4, 16, 16, dtype=torch.float16, device=device)
     cached = load_file(path)["latents"] if path.exists() else None
     for start in tqdm(range(0, count, chunk), desc="scenes"):
-        part = world.sample_scenes(min(chunk, count - start), seed + _SCENES + start, empty_share=0.04)
+        size = min(chunk, count - start)
+        part = _scenes(size, seed, start)
         if cached is None:
-            twin = disturb(part, torch.Generator().manual_seed(seed + _DISTURBED + start))
-            for half, drawn in zip(latents, (part, twin), strict=True):
-                half[start : start + chunk] = vae.encoder(world.render(drawn.to(device)) * 2 - 1).half()
-        scenes.append((part.shape, part.colour, part.background))
+            latents[:, start : start + size] = _latents(vae, device, part, seed, start)
+        scenes.append(part)
     if cached is not None:
         latents = cached.to(device)
     else:
         folder.mkdir(exist_ok=True)
         save_file({"latents": latents.cpu()}, path)
-    shape, colour, background = (torch.cat(x) for x in zip(*scenes, strict=True))
-    template = world.sample_scenes(1, 0)
-    fields = replace(template, shape=shape, colour=colour, background=background)
-    return Pool(latents[0], latents[1], fields.to(device))
+    return _pool(latents, scenes)
+
+
+@torch.no_grad()
+def draw_pool_within(vae: load.Autoencoder, device: torch.device, count: int, seed: int, until: float) -> Pool:
+    """Render and encode up to `count` scenes, fewer when `time.monotonic()` passes `until`; at least one part."""
+    scenes, latents, chunk = [], [], min(count, 500)
+    for start in range(0, count, chunk):
+        scenes.append(_scenes(min(chunk, count - start), seed, start))
+        latents.append(_latents(vae, device, scenes[-1], seed, start))
+        if time.monotonic() > until:
+            break
+    return _pool(torch.cat(latents, 1), scenes)
+
+
+def _scenes(size: int, seed: int, start: int) -> world.Scenes:
+    """The scenes of a pool from number `start` on."""
+    return world.sample_scenes(size, seed + _SCENES + start, empty_share=0.04)
+
+
+def _latents(vae: load.Autoencoder, device: torch.device, scenes: world.Scenes, seed: int, start: int) -> Tensor:
+    """Latents (2, B, 4, 16, 16), float16, of scenes and of their disturbed versions."""
+    twins = disturb(scenes, torch.Generator().manual_seed(seed + _DISTURBED + start))
+    return torch.stack([vae.encoder(world.render(x.to(device)) * 2 - 1).half() for x in (scenes, twins)])
+
+
+def _pool(latents: Tensor, scenes: Sequence[world.Scenes]) -> Pool:
+    """A pool of latents (2, N, 4, 16, 16) and their scenes."""
+    said = {name: torch.cat([getattr(part, name) for part in scenes]) for name in ("shape", "colour", "background")}
+    return Pool(latents[0], latents[1], replace(world.sample_scenes(1, 0), **said).to(latents.device))
 
 
 @cache
