@@ -91,9 +91,9 @@ def new_model(options: argparse.Namespace, device: torch.device) -> Flux:
 
 
 @torch.no_grad()
-def all_states(text: Any, device: torch.device) -> Tensor:
-    """Text states (N, 77, C) of all captions, as the host computes them."""
-    tokens = network.tokenize(captions.all_captions()).to(device)
+def text_states(text: Any, said: list[str], device: torch.device) -> Tensor:
+    """Text states (N, 77, C) of captions, as the host computes them."""
+    tokens = network.tokenize(said).to(device)
     return torch.cat([text(part)[0] for part in tokens.split(250)]).half()
 
 
@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> int:
         module.to(device).requires_grad_(False)
     training = Training(new_model(options, device), options)
     print(f"{sum(w.numel() for w in training.weights) / 1e6:.2f} million weights on {device}", flush=True)
-    states, end = all_states(text, device), start + 60 * options.minutes
+    states, end = text_states(text, captions.all_captions(), device), start + 60 * options.minutes
     pool = data.draw_pool_within(vae, device, options.scenes, SEED, start + (end - start) * POOL_SHARE)
     print(f"{len(pool.latents)} scenes after {time.monotonic() - start:.0f} s", flush=True)
     train(training, pool, states, options, end)
