@@ -30,7 +30,7 @@ PUT_RIGHT_FROM = 0.75
 """From this share of the time on the transformer also learns to put disturbed scenes right."""
 FALL_FROM = 0.4
 """From this share of the time on the learning rate falls, in a straight line to nothing."""
-POOL_SHARE = 0.12
+POOL_SHARE = 0.1
 """Of the time, which rendering may take at most."""
 AT_ONCE = 8
 """Batches that are drawn together: where a GPU computes, drawing waits for it."""
