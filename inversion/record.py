@@ -141,14 +141,19 @@ class Inversion:
         ends = self._sampler_scale(latents, right - 1), self._sampler_scale(latents, right)
         return torch.lerp(*ends, (sigma - low) / (high - low))
 
-    def clean_at(self, sigma: float) -> Tensor:
-        """x0 (B, C, h, w) of the trajectory's DDIM step under way at this sigma: where its line meets sigma 0."""
+    def clean_at(self, sigma: float, latents: Tensor | None = None) -> Tensor:
+        """x0 (B, C, h, w) of the trajectory's DDIM step under way at this sigma: where its line meets sigma 0.
+
+        Args:
+            latents: the trajectory's, where they lie on another device.
+        """
+        latents = self.latents if latents is None else latents
         right = self.level(sigma)
         if right is None:
             right = min(bisect_left(self.sigmas, sigma), len(self.sigmas) - 1)
         right = max(right, 1)
         low, high = self.sigmas[right - 1], self.sigmas[right]
-        start, end = self._sampler_scale(self.latents, right - 1), self._sampler_scale(self.latents, right)
+        start, end = self._sampler_scale(latents, right - 1), self._sampler_scale(latents, right)
         return start - (end - start) * (low / (high - low))
 
     @property

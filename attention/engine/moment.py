@@ -76,9 +76,12 @@ class Moment:
         inversion = self.inversion
         if inversion is None:
             raise ValueError("This run has no source image: connect an inversion to the edit's node.")
+        return self.now(("source", device), lambda: inversion.at(self.sigma, self.trajectory(inversion, device)))
+
+    def trajectory(self, inversion: Inversion, device: torch.device) -> Tensor:
+        """The inversion's latents (levels, B, C, h, w) on a device; brought there once."""
         latents = inversion.latents
-        there = self.brought("trajectory", latents, latents.new_empty((), device=device))
-        return self.now(("source", device), lambda: inversion.at(self.sigma, there))
+        return self.brought("trajectory", latents, latents.new_empty((), device=device))
 
     def move_to(self, sigma: float) -> None:
         """Go to a noise level of the schedule or between two of them."""

@@ -51,23 +51,24 @@ class ExactBackground(LatentControl):
 
     def given(self, run: Moment, state: _Cells, x: Tensor, sigma: float) -> Tensor:
         """The network sees the source's latent outside the mask."""
-        return self._blend(run, state, x, lambda inversion: inversion.at(sigma))
+        return self._blend(run, state, x, lambda inversion, there: inversion.at(sigma, there))
 
     def predicted(self, run: Moment, state: _Cells, denoised: Tensor, x: Tensor, sigma: float) -> Tensor:
         """Outside the mask the sampler is steered along the source's own step."""
-        return self._blend(run, state, denoised, lambda inversion: inversion.clean_at(sigma))
+        return self._blend(run, state, denoised, lambda inversion, there: inversion.clean_at(sigma, there))
 
     def result(self, run: Moment, state: _Cells, latent: Tensor) -> Tensor:
         """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
-        return self._blend(run, state, latent, lambda inversion: inversion.latents[0])
+        return self._blend(run, state, latent, lambda _, there: there[0])
 
-    def _blend(self, run: Moment, state: _Cells, x: Tensor, source: Callable[[Inversion], Tensor]) -> Tensor:
+    def _blend(self, run: Moment, state: _Cells, x: Tensor, source: Callable[[Inversion, Tensor], Tensor]) -> Tensor:
         if run.inversion is None:
             return x
         kind = (x.shape, x.device, x.dtype)
         if kind not in state.by_kind:
             state.by_kind[kind] = savable(lambda: self._cells(x))
-        return keep_source(x, source(run.inversion), state.by_kind[kind])
+        there = run.trajectory(run.inversion, x.device)
+        return keep_source(x, source(run.inversion, there), state.by_kind[kind])
 
     def _cells(self, like: Tensor) -> Tensor:
         """(B, 1, h, w) as `like`: 1 where any pixel of a latent cell changes."""

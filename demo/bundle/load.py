@@ -134,7 +134,7 @@ class _DemoVAE(comfy.sd.VAE):
         # it is tiny, and an edit is measured against it.
         super().__init__(sd=comfy.taesd.taesd.TAESD().state_dict(), dtype=torch.float32)
         self.first_stage_model = Autoencoder().eval().requires_grad_(False)
-        check_tensors(path, "vae", tensors, self.first_stage_model.state_dict())
+        check_tensors(path, "vae", tensors, self.first_stage_model)
         self.first_stage_model.load_state_dict(tensors)
         # Its layers are plain ones, which the host cannot load in parts.
         self.disable_offload = True
@@ -198,18 +198,35 @@ def foreign(path: Path, why: str) -> DemoModelError:
     )
 
 
-def check_tensors(path: Path, part: str, have: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """Compare names and sizes, because the host only logs what does not fit.
+def _sizes(network: nn.Module) -> dict[str, torch.Size]:
+    """Names and sizes of a network's tensors.
+
+    Where the host loads weights dynamically, as on NVIDIA cards, its layers hold none before they are loaded.
+    """
+    sizes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and layer.weight is None:
+            sizes[f"{name}.weight"] = torch.Size((layer.out_features, layer.in_features))
+            if getattr(layer, "comfy_need_lazy_init_bias", False):
+                sizes[f"{name}.bias"] = torch.Size((layer.out_features,))
+        elif isinstance(layer, nn.Embedding) and layer.weight is None:
+            sizes[f"{name}.weight"] = torch.Size((layer.num_embeddings, layer.embedding_dim))
+    return sizes
+
+
+def check_tensors(path: Path, part: str, have: dict[str, Tensor], network: nn.Module) -> None:
+    """Compare names and sizes with what a network takes, because the host only logs what does not fit.
 
     Raises:
         DemoModelError: something does not fit.
     """
+    want = _sizes(network)
     missing, extra = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
     if missing or extra:
         raise foreign(path, f"of its {part}, {len(missing)} tensors are missing and {len(extra)} unknown")
     for name, tensor in have.items():
-        if tensor.shape != want[name].shape:
-            raise foreign(path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name].shape)}")
+        if tensor.shape != want[name]:
+            raise foreign(path, f"{part}.{name} has the size {tuple(tensor.shape)}, not {tuple(want[name])}")
 
 
 def host_model(
@@ -234,7 +251,7 @@ def host_model(
     cast = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, cast)
     model = config.get_model({}, device=management.unet_inital_load_device(parameters, dtype))
-    check_tensors(path, part, tensors, model.diffusion_model.state_dict())
+    check_tensors(path, part, tensors, model.diffusion_model)
     patcher = comfy.model_patcher.CoreModelPatcher(
         model, load_device=device, offload_device=management.unet_offload_device()
     )
@@ -250,7 +267,7 @@ def _clip(path: Path, tensors: dict[str, Tensor]) -> comfy.sd.CLIP:
         parameters=comfy.utils.calculate_parameters(tensors),
         model_options={"clip_l_model_config": TEXT},
     )
-    check_tensors(path, "text", tensors, clip.cond_stage_model.clip_l.transformer.state_dict())
+    check_tensors(path, "text", tensors, clip.cond_stage_model.clip_l.transformer)
     clip.load_sd({f"clip_l.transformer.{k}": v for k, v in tensors.items()}, full_model=True)
     return clip
 

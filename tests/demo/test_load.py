@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import comfy.memory_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.sd
@@ -33,7 +34,12 @@ def file(tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def test_host_objects_hold_the_file_s_weights(file: Path, tensors: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_host_objects_hold_the_file_s_weights(
+    dynamic: bool, file: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the host's layers have no tensors before they are loaded, as on NVIDIA cards."""
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
     model, clip, vae = load.load_demo_model(file)
     assert isinstance(model, comfy.model_patcher.ModelPatcher)
     assert isinstance(clip, comfy.sd.CLIP)
@@ -86,6 +92,20 @@ def test_text_states_are_those_that_training_saw(file: Path, tensors: dict[str, 
         by_host = clip.encode_from_tokens_scheduled(clip.tokenize(words))[0][0]
         directly = text(network.tokenize([words]))[0]
         assert torch.allclose(by_host.cpu(), directly, atol=1e-4)
+
+
+def test_another_size_is_refused_by_name_where_layers_are_still_empty(
+    tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    name = next(name for name in tensors if name.startswith("unet.") and name.endswith("to_q.weight"))
+    for changed, words in (
+        ({name: torch.zeros(3, 3)}, "has the size"),
+        ({"unet.more.weight": torch.zeros(3)}, "1 unknown"),
+    ):
+        save_file({**tensors, **changed}, tmp_path / "other.safetensors")
+        with pytest.raises(DemoModelError, match=words):
+            load.load_demo_model(tmp_path / "other.safetensors")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
