@@ -41,9 +41,10 @@ class SourceAfterStep(LatentControl, ABC):
             return x
         return self._held(run, state, x, run.source(x.device))
 
-    def result(self, run: Moment, state: Any, latent: Tensor) -> Tensor:
-        """The last step's outcome."""
-        return latent if run.inversion is None else self._held(run, state, latent, run.inversion.latents[0])
+    def result(self, run: Moment, state: Any, latent: Tensor, source: Tensor) -> Tensor:
+        """The last step's outcome; above the cleanest level it is the one before the step that would come next."""
+        due = run.whole or run.step > self.first(run, state)
+        return self._held(run, state, latent, source) if due else latent
 
     def _held(self, run: Moment, state: Any, latent: Tensor, source: Tensor) -> Tensor:
         mask = self.mask(run, state, latent)

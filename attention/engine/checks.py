@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
 """Parts of the names of the host's samplers that add noise."""
+REMEMBERING = ("lms", "_2m", "_3m", "ipndm", "deis", "multistep", "unipc", "uni_pc", "gradient_estimation")
+"""The same of those whose steps depend on earlier ones."""
 
 
 def check_halves(run: Run) -> None:
@@ -35,10 +37,42 @@ def check_halves(run: Run) -> None:
         )
 
 
-def warn_of_noise(plan: Plan, sampler: Any) -> None:
-    """Say that a sampler which draws noise of its own loses the image that a run starts from."""
+def check_no_mask(plan: Plan, denoise_mask: Tensor | None) -> None:
+    """Refuse a latent with a noise mask on Edit Setup's model."""
+    if plan.schedule is not None and denoise_mask is not None:
+        raise ValueError(
+            "Remove Set Latent Noise Mask, and use Exact Background to keep the image outside a mask: the latent has a "
+            "noise mask, but Edit Setup's model starts from the inverted image itself."
+        )
+
+
+def check_counted(run: Run) -> None:
+    """Refuse windows of steps in a part of a run whose whole is not known.
+
+    Raises:
+        ValueError: without an inversion, a run that ends early or goes on, and a control that counts its steps.
+    """
+    if run.inversion is not None or (run.whole and not run.resumes) or run.sigmas[0] < run.sigmas[-1]:
+        return
+    for control, acts in run.declared.items():
+        if any(act.during.start > 0 or act.during.end < 1 for act in acts):
+            raise ValueError(
+                f"Set {control.name}'s start to 0 and its end to 1, or sample in one run: they are shares of all "
+                f"steps, and this sampler runs from sigma {run.sigmas[0]:.3f} to {run.sigmas[-1]:.3f} only, without an "
+                "inversion's schedule to count on."
+            )
+
+
+def check_sampler(run: Run, sampler: Any) -> None:
+    """Say what a sampler does to a run beside the model: noise of its own, steps that remember earlier ones."""
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if plan.schedule is not None and any(part in name for part in STOCHASTIC):
+    if run.resumes and any(part in name for part in REMEMBERING):
+        log.warning(
+            "Attention Edit: %s looks back at earlier steps, and begins anew where this sampler goes on; two runs are "
+            "one with euler, ddim, heun or dpm_2.",
+            name.removeprefix("sample_"),
+        )
+    if run.plan.schedule is not None and any(part in name for part in STOCHASTIC):
         log.warning(
             "Attention Edit: %s adds noise of its own in every step, so the image is lost. Use euler, ddim, heun or "
             "dpmpp_2m.",

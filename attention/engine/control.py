@@ -37,6 +37,19 @@ class Control:
         """Called once per run, before the first step; returns the control's state in it."""
         return None
 
+    def resumed(self, run: Moment, state: Any, before: Any) -> Any:
+        """The state in a run that goes on where another one ended; the run is at its first step.
+
+        Args:
+            state: what `begin` has made.
+            before: this control's state when the other run ended, not to be changed, since more than one run may go
+                on from there; None if it had no part in that run, or that is not known any more.
+
+        Raises:
+            ValueError: it needs what it has gathered in earlier steps, and that is not there; see `missing_steps`.
+        """
+        return state
+
     def acts(self, run: Moment, state: Any) -> bool:
         """Whether it does something at the run's present step beside its acts."""
         return False
@@ -73,8 +86,13 @@ class LatentControl(Control):
         """The prediction of the clean latent that the sampler is given."""
         return denoised
 
-    def result(self, run: Moment, state: Any, latent: Tensor) -> Tensor:
-        """The run's final latent, in DDPM scale at the inversion's cleanest level."""
+    def result(self, run: Moment, state: Any, latent: Tensor, source: Tensor) -> Tensor:
+        """The run's final latent; the run is at the level that it ended at.
+
+        Args:
+            latent: what the sampler gives, and source: the source's latent of that level. Both are in DDPM scale at
+                the inversion's cleanest level (`Moment.whole`), in the sampler's above it.
+        """
         return latent
 
 
@@ -116,6 +134,15 @@ class MapControl(Control):
     def follows(self) -> str:
         """The node by which it follows words of the sampler's prompt; empty if it does not."""
         return ""
+
+
+def missing_steps(run: Moment, name: str, what: str) -> ValueError:
+    """What is said where a run goes on without what a control has gathered in the steps before."""
+    return ValueError(
+        f"Sample with {name} from the first step on, in one sampler or in several with the same Edit Setup's model: "
+        f"it needs {what} of the steps before sigma {run.sigma:.3f}, where this sampler goes on, and they are not "
+        "known here. If the sampler before has not run for long, change its seed so that it runs again."
+    )
 
 
 def moves(control: Control) -> bool:

@@ -23,6 +23,7 @@ from .memory import make_room
 from .plan import Plan, plan_of
 from .residual import PATCH
 from .site import SiteHook, append_contexts
+from .variation import Variation
 from .wrappers import WRAPPERS
 
 
@@ -112,7 +113,11 @@ def _hook(model: Any, site: Site, layer: Layer) -> None:
     setter(SiteHook(site, layer, previous), *layer.block, layer.depth)
 
 
-def pin(model: Any, inversion: Inversion, schedule: tuple[float, ...]) -> Any:
-    """A clone of a MODEL that starts at the inverted noise and follows a schedule, whichever sampler runs it."""
+def pin(model: Any, inversion: Inversion, schedule: tuple[float, ...], variation: Variation | None = None) -> Any:
+    """A clone of a MODEL that starts at the inverted noise and follows a schedule, whichever sampler runs it.
+
+    Args:
+        variation: of the noise; None leaves it as it is.
+    """
     plan = plan_of(model).with_source(inversion)
-    return with_plan(model, replace(plan, schedule=schedule))
+    return with_plan(model, replace(plan, schedule=schedule, variation=variation))

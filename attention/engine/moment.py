@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...host.families import Family
 from ...host.marks import NULLED
-from ...inversion.record import Inversion
+from ...inversion.record import MATCH, Inversion
 
 
 @dataclass(eq=False)
@@ -46,6 +46,15 @@ class Moment:
     def steps(self) -> int:
         """Number of steps by which controls count their windows."""
         return self.inversion.steps if self.inversion else max(1, len(self.sigmas) - 1)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run ends where nothing is left to sample: at the inversion's, or the model's, cleanest level."""
+        if self.inversion is not None:
+            cleanest = self.inversion.sigmas[0]
+        else:
+            cleanest = float(self.guider.model_patcher.get_model_object("model_sampling").sigma_min)
+        return self.sigmas[-1] <= cleanest * (1 + MATCH)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for in this run."""

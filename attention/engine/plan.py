@@ -8,6 +8,7 @@ from typing import Any
 from ...host.marks import KEY
 from ...inversion.record import Inversion
 from .control import Control
+from .variation import Variation
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,7 @@ class Plan:
         packed: run the source in the same UNet call as the target, instead of in a call of its own.
         schedule: sigmas, noisy to clean, that a run takes whatever sampler node starts it, beginning at the
             inverted latent; None leaves start and schedule to the sampler.
+        variation: of the noise that such a run starts with; None for the inverted one.
         alters: whether any control does more than look.
     """
 
@@ -27,6 +29,7 @@ class Plan:
     inversion: Inversion | None = None
     packed: bool = False
     schedule: tuple[float, ...] | None = None
+    variation: Variation | None = None
     alters: bool = False
 
     @property

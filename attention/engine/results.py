@@ -33,10 +33,11 @@ class Results(Generic[T]):
 
     Args:
         missing: the error's text when there are none: what to connect.
+        runs: how many are kept at most.
     """
 
-    def __init__(self, missing: str) -> None:
-        self._missing = missing
+    def __init__(self, missing: str, runs: int = RUNS) -> None:
+        self._missing, self._runs = missing, runs
         self._kept: list[_Kept[T]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Results[T]:
@@ -49,7 +50,17 @@ class Results(Generic[T]):
 
     def keep(self, latent: Tensor, value: T) -> None:
         """Hold a run's result beside the latent (B, C, h, w) that the run ended with."""
-        self._kept = [*self._kept[1 - RUNS :], _Kept(latent.detach().float().cpu(), prompt_id(), value)]
+        self._kept = [*self._kept[1 - self._runs :], _Kept(latent.detach().float().cpu(), prompt_id(), value)]
+
+    def found(self, latent: Tensor, within: float = SAME) -> T | None:
+        """The result of the run that ended with a latent (B, C, h, w); None if none is known.
+
+        Args:
+            within: relative difference up to which it is the same.
+        """
+        alike = [kept for kept in self._kept if kept.latent.shape == latent.shape]
+        nearest = min(reversed(alike), key=lambda kept: relative_distance(kept.latent, latent), default=None)
+        return nearest.value if nearest is not None and relative_distance(nearest.latent, latent) <= within else None
 
     def of(self, after: Any = None) -> T:
         """The result of the run that `after` comes from.
@@ -65,10 +76,9 @@ class Results(Generic[T]):
             raise ValueError(self._missing)
         samples = after.get("samples") if isinstance(after, dict) else None
         if isinstance(samples, Tensor):
-            alike = [kept for kept in self._kept if kept.latent.shape == samples.shape]
-            nearest = min(reversed(alike), key=lambda kept: _distance(kept.latent, samples), default=None)
-            if nearest is not None and _distance(nearest.latent, samples) <= SAME:
-                return nearest.value
+            found = self.found(samples)
+            if found is not None:
+                return found
         here = [kept for kept in self._kept if kept.prompt == prompt_id()] or self._kept
         if len(here) == 1 or after is None:
             return here[-1].value
@@ -78,7 +88,7 @@ class Results(Generic[T]):
         )
 
 
-def _distance(one: Tensor, two: Tensor) -> float:
-    """Relative difference of two latents of one shape."""
-    two = two.detach().float().cpu()
+def relative_distance(one: Tensor, two: Tensor) -> float:
+    """Difference of two latents of one shape, relative to the first."""
+    one, two = one.detach().float().cpu(), two.detach().float().cpu()
     return float(torch.linalg.vector_norm(one - two) / torch.linalg.vector_norm(one).clamp_min(1e-12))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -42,6 +42,7 @@ class Run(Moment):
         apart: whether a packed source did not fit into memory, and runs in a call of its own since.
         evaluations, guiding: rows that went through the UNet to be sampled with, and rows that went for a gradient.
         reading: what the UNet call of the moment is made for, if it is one that is differentiated.
+        resumes: whether it goes on where another run ended; left: the controls' states there, as far as known.
     """
 
     plan: Plan = field(default_factory=Plan)
@@ -59,6 +60,8 @@ class Run(Moment):
     guiding: int = 0
     reading: Reading | None = None
     moved: Tensor | None = None
+    resumes: bool = False
+    left: Mapping[Control, Any] = field(default_factory=dict)
     _acting: Acting | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
@@ -72,7 +75,11 @@ class Run(Moment):
     def begin(self) -> None:
         """Let every control check the run and make its state."""
         for control in self.controls:
-            self.states[control] = control.begin(self)
+            state = control.begin(self)
+            if self.resumes:
+                self.move_to(self.sigmas[0])
+                state = control.resumed(self, state, self.left.get(control))
+            self.states[control] = state
 
     @cached_property
     def declared(self) -> dict[Control, tuple[Act, ...]]:

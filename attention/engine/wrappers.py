@@ -7,18 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
-import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...host.caches import without_caches
 from ...host.families import family_of
-from ...host.guider import is_guided
+from ...host.guider import OwnSampler, is_guided
 from ...host.marks import KEY, row_key
 from ...host.models import prediction_of
 from . import learned_text
 from . import null_text as null_context
-from .checks import check_acted, check_halves, check_whole, warn_of_noise
+from .checks import check_acted, check_counted, check_halves, check_no_mask, check_sampler, check_whole
 from .control import LatentControl, moves
 from .moment import savable
 from .moves import checked, move
@@ -28,6 +27,7 @@ from .roles import Call
 from .run import Phase, Run
 from .slopes import Network
 from .source import add_conditionings, prepare_source, present_as, source_conds, with_source
+from .span import Span, leave, span_of
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,15 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     if not isinstance(plan, Plan):
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
     latent_format = guider.model_patcher.get_model_object("latent_format")
-    if plan.schedule is not None:
-        noise, latent_image, sigmas = _pinned(plan, latent_format, latent_image, sigmas, denoise_mask)
-    run = _start(plan, guider, sigmas.tolist(), latent_image, seed)
-    warn_of_noise(plan, sampler)
+    check_no_mask(plan, denoise_mask)
+    own = isinstance(sampler, OwnSampler)
+    given = noise, latent_image, sigmas
+    span = Span(*given) if own else span_of(plan, latent_format, *given, seed or 0)
+    noise, latent_image, sigmas = span.noise, span.latent, span.sigmas
+    run = _start(plan, guider, span, seed)
+    if not own:
+        check_counted(run)
+        check_sampler(run, sampler)
     options[KEY] = run
     if any(moves(control) for control in plan.controls):
         callback = checked(run, callback)
@@ -67,6 +72,8 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
         check_acted(run)
         out = _finish(run, latent_format, out)
+        if not own:
+            leave(run, out)
     finally:
         options[KEY] = plan
         run.forget_source()
@@ -75,9 +82,9 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     return out
 
 
-def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: int | None) -> Run:
+def _start(plan: Plan, guider: Any, span: Span, seed: int | None) -> Run:
     """The run's state, after everything that can be checked before sampling has been."""
-    model = guider.model_patcher
+    model, sigmas, latent = guider.model_patcher, span.sigmas.tolist(), span.latent
     family = family_of(model)
     if plan.inversion is not None:
         plan.inversion.check_model(family.name, prediction_of(model))
@@ -90,7 +97,8 @@ def _start(plan: Plan, guider: Any, sigmas: list[float], latent: Tensor, seed: i
             )
     null_context.check_guidance(plan, guider)
     size = (int(latent.shape[-2]), int(latent.shape[-1]))
-    run = Run(family, seed or 0, sigmas, size, guider, plan.inversion, plan=plan)
+    seed, left = (span.before.seed, span.before.states) if span.before else (seed or 0, {})
+    run = Run(family, seed, sigmas, size, guider, plan.inversion, plan=plan, resumes=span.resumes, left=left)
     check_halves(run)
     add_conditionings(run)
     savable(run.begin)
@@ -127,44 +135,24 @@ def _log_plan(run: Run, batch: int) -> None:
     )
 
 
-def _pinned(
-    plan: Plan, latent_format: Any, latent: Tensor, sigmas: Tensor, denoise_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise (none), latent (the inverted one, as a LATENT carries it) and sigmas of a pinned run."""
-    inversion, schedule = plan.inversion, plan.schedule
-    if inversion is None or schedule is None:
-        raise ValueError("Connect Edit Setup's model to the sampler: this one has a schedule without an inversion.")
-    if denoise_mask is not None:
-        raise ValueError(
-            "The latent has a noise mask, but Edit Setup's model starts from the inverted image itself. Remove Set "
-            "Latent Noise Mask, and use Exact Background to keep the image outside a mask."
-        )
-    start = latent_format.process_out(inversion.at(schedule[0]))
-    if start.shape[0] == 1:
-        start = start.expand(latent.shape[0], -1, -1, -1)
-    if start.shape != latent.shape:
-        raise ValueError(
-            f"The sampler's latent has shape {tuple(latent.shape)}, but the inverted image's has {tuple(start.shape)}. "
-            "Connect Edit Setup's latent to the sampler."
-        )
-    start = start.to(latent)
-    return torch.zeros_like(start), start, torch.tensor(schedule, dtype=sigmas.dtype, device=sigmas.device)
-
-
 def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
     """The final latent: off the scale of the schedule's last level, what controls make of it, and their end.
 
     The inversion's schedule ends at sigma_0, where alpha is alpha_0 and not 1 ("set alpha to one" off); samplers
-    leave x there, the image latent is z = x / sqrt(1 + sigma_0^2).
+    leave x there, the image latent is z = x / sqrt(1 + sigma_0^2). A run that ends before that leaves x itself, from
+    which another one goes on.
     """
     last = run.sigmas[-1]
     if run.inversion is not None:
-        z = latent_format.process_in(out)
-        if last > 0:
+        z, source = latent_format.process_in(out), run.inversion.latents[0]
+        if not run.whole:
+            run.move_to(last)
+            source = run.inversion.at(last)
+        elif last > 0:
             z = z / (1 + last * last) ** 0.5
         for control in run.controls:
             if isinstance(control, LatentControl) and control in run.acted:
-                z = control.result(run, run.states[control], z)
+                z = control.result(run, run.states[control], z, source)
         out = latent_format.process_out(z)
     for control in run.controls:
         control.finish(run, run.states[control], out)

@@ -6,6 +6,7 @@ other controls rewrite it. Sums are kept and not maps of single steps, so memory
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -83,6 +84,12 @@ class _Sum:
         self.count += 1
         self.layers.add(call.layer.index)
 
+    def copied(self) -> _Sum:
+        """The same, to be added to."""
+        found = copy(self)
+        found.total, found.layers = self.total.clone(), set(self.layers)
+        return found
+
     def mean(self) -> MeanMap:
         return MeanMap((self.total / self.count).cpu(), self.shape, len(self.layers))
 
@@ -128,6 +135,10 @@ class RecordMaps(Control):
                 "is no step at all. Lower its start or raise its end."
             )
         return {}
+
+    def resumed(self, run: Moment, state: Sums, before: Sums | None) -> Sums:
+        """What was recorded before counts, where the same recorder did."""
+        return state if before is None else {key: total.copied() for key, total in before.items()}
 
     def look_at_itself(self, call: AttentionCall) -> None:
         """Add this layer's self-attention map of the conditional rows."""

@@ -8,6 +8,8 @@ The drawing's own self-attention may sharpen them first; that is not the paper's
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ...host.arriving import Arriving
 from ..engine.call import AttentionCall
+from ..engine.control import missing_steps
 from ..engine.moment import Moment, savable
 from ..maps.heat import min_max, sharpen
 from ..maps.probabilities import cross_map, self_map
@@ -55,6 +58,25 @@ class Target:
             (step, chosen, reachable), self._chosen = self._chosen, None
             self._mask = savable(lambda: usable(chosen.get(), self._given, reachable))
             self._by_step[step] = self._mask
+
+    def resumed(self, run: Moment, before: Target | None) -> Target:
+        """The target of a run that goes on where another one ended: what it adds is not added to that one's.
+
+        Raises:
+            ValueError: refined masks hold by now, and the maps that they are made of are not known.
+        """
+        if self._refinement is None:
+            return self
+        if before is None:
+            if run.step >= self._refinement.first(run):
+                raise missing_steps(run, "Refine Mask", "the attention maps")
+            return self
+        before._settle()
+        found = copy(before)
+        found._by_step, found._derived = dict(before._by_step), {}
+        if before._own is not None:
+            found._own = replace(before._own, values=before._own.values.clone())
+        return found
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for since the mask was last replaced."""

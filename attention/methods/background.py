@@ -57,9 +57,9 @@ class ExactBackground(LatentControl):
         """Outside the mask the sampler is steered along the source's own step."""
         return self._blend(run, state, denoised, lambda inversion, there: inversion.clean_at(sigma, there))
 
-    def result(self, run: Moment, state: _Cells, latent: Tensor) -> Tensor:
+    def result(self, run: Moment, state: _Cells, latent: Tensor, source: Tensor) -> Tensor:
         """The image's own latent outside the mask, whatever the sampler's last step rounded it to."""
-        return self._blend(run, state, latent, lambda _, there: there[0])
+        return self._blend(run, state, latent, lambda *_: source)
 
     def _blend(self, run: Moment, state: _Cells, x: Tensor, source: Callable[[Inversion, Tensor], Tensor]) -> Tensor:
         if run.inversion is None:

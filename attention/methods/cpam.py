@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -120,10 +120,12 @@ class CPAM(MapControl, LatentControl):
                 "The negative prompt has several parts; CPAM shows the first of them to the kept pixels. Connect one "
                 "plain negative prompt."
             )
-        rng = torch.Generator().manual_seed(run.seed)
-        draws = torch.rand(run.steps + 1, len(run.family.layers), generator=rng)
-        target = Target(self.masks.target, self.masks.refinement)
-        return Manipulation(target, (draws < self.normal_share).tolist())
+        draws = torch.rand(run.steps + 1, len(run.family.layers), generator=torch.Generator().manual_seed(run.seed))
+        return Manipulation(Target(self.masks.target, self.masks.refinement), (draws < self.normal_share).tolist())
+
+    def resumed(self, run: Moment, state: Manipulation, before: Manipulation | None) -> Manipulation:
+        """The refined mask, and the maps that it was made of."""
+        return replace(state, target=state.target.resumed(run, before and before.target))
 
     def acts(self, run: Moment, state: Manipulation) -> bool:
         """As long as it acts in layers, it sees steps end."""

@@ -13,6 +13,7 @@ from ..engine.acts import Act, How, Site, Window
 from ..engine.after_step import SourceAfterStep
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt
+from ..engine.control import missing_steps
 from ..engine.moment import Moment
 from ..maps.probabilities import OBJECT_SCALE, cross_map, picked
 from ..maps.sizes import alike
@@ -75,6 +76,12 @@ class LocalBlend(SourceAfterStep):
         """Refuse a source prompt that the image was not inverted with."""
         check_source_prompt(run, self.source, self.name)
         return _Sums()
+
+    def resumed(self, run: Moment, state: _Sums, before: _Sums | None) -> _Sums:
+        """The maps of the steps before count on."""
+        if before is None:
+            raise missing_steps(run, self.name, "the attention maps")
+        return _Sums(dict(before.maps))
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         layers = tuple(layer for layer in family.layers if layer.scale == OBJECT_SCALE)

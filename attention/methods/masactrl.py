@@ -19,7 +19,7 @@ from ...host.families import Family, Layer, LayerByFamily
 from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt
-from ..engine.control import Control
+from ..engine.control import Control, missing_steps
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
 from ..maps.probabilities import OBJECT_SCALE, cross_map
@@ -77,8 +77,7 @@ class MasaCtrl(Control):
     name = "MasaCtrl"
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
-        window = Window(self.start, self.end, released=True)
-        layers = self.layers(family)
+        window, layers = self._window, self.layers(family)
         acts = [Act(Site.SELF, layers, during=window, do=self.attend, reads="kv", own_half=self.both_halves)]
         if self.words is not None:
             last = max((layer.index for layer in layers), default=-1)
@@ -103,6 +102,18 @@ class MasaCtrl(Control):
                 len(run.family.layers) - 1,
             )
         return Seen()
+
+    def resumed(self, run: Moment, state: Seen, before: Seen | None) -> Seen:
+        """The word's maps of the last step, which count until the next ones are there."""
+        if self.words is None:
+            return state
+        if before is None and run.step > self._window.first(run.steps):
+            raise missing_steps(run, self.name, "the maps of its words")
+        return state if before is None else Seen(sigma=before.sigma, maps=list(before.maps), mean=before.mean)
+
+    @property
+    def _window(self) -> Window:
+        return Window(self.start, self.end, released=True)
 
     def look(self, call: AttentionCall) -> None:
         """Add the maps of the word."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...host.guider import is_guided
 from ..engine.acts import Window
 from ..engine.after_step import SourceAfterStep
-from ..engine.control import GuidanceControl
+from ..engine.control import GuidanceControl, missing_steps
 from ..engine.moment import Moment
 
 HARD, SOFT = "hard (l0)", "soft (l1)"
@@ -65,6 +65,10 @@ class ProximalGuidance(GuidanceControl):
             )
         return Edited()
 
+    def resumed(self, run: Moment, state: Edited, before: Edited | None) -> Edited:
+        """What the last step has left."""
+        return state if before is None else Edited(before.cells)
+
     def combine(self, run: Moment, state: Edited, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
         """The proximal step on what guidance multiplies."""
         uncond = predictions["uncond"]
@@ -89,6 +93,11 @@ class ProximalHold(SourceAfterStep):
     guidance: ProximalGuidance
     start: float = 0.6
     name = "Proximal Guidance's hold"
+
+    def resumed(self, run: Moment, state: None, before: None) -> None:
+        """The first step may have the outcome of the one before to bring back, by that one's traces."""
+        if run.step > self.first(run, state) and run.states[self.guidance].cells is None:
+            raise missing_steps(run, self.name, "the traces")
 
     def acts(self, run: Moment, state: None) -> bool:
         return run.inversion is not None and Window(self.start).holds(run)

@@ -61,7 +61,13 @@ class MAG(Part, LatentControl):
         self.curve.begin()
         if self.negative is not None:
             run.guider.conds[self.negative_role] = for_guider(self.negative.conditioning)
-        return Guided(_plan(self, run))
+        return Guided(_plan(self, run), self.curve.points)
+
+    def resumed(self, run: Moment, state: Guided, before: Guided | None) -> Guided:
+        """The curve goes on; nothing else is gathered."""
+        if before is not None:
+            self.curve.points.extend(before.points)
+        return state
 
     @property
     def _window(self) -> Window:

@@ -43,8 +43,8 @@ class Curve:
         return self
 
     def begin(self) -> None:
-        """Forget the run before."""
-        self.points.clear()
+        """Begin with no points; those of the run before stay with it."""
+        self.points = []
 
     def keep(self, latent: Tensor) -> None:
         """Hold the run's points under the latent (B, C, h, w) that it ended with."""

@@ -51,10 +51,8 @@ class MAGBlend(SourceAfterStep):
     def begin(self, run: Run) -> Blending:
         """The earliest start of all parts counts; a schedule may leave the last step out, and blends all the same."""
         parts = [control for control in run.controls if isinstance(control, MAG)]
-        first, last = Window(min(part.blend for part in parts)).first(run.steps), 0
-        for sigma in run.sigmas[:-1]:
-            run.move_to(sigma)
-            last = run.step
+        first = Window(min(part.blend for part in parts)).first(run.steps)
+        last = 0 if run.inversion is None else run.inversion.step(run.inversion.sigmas[1])
         return Blending(parts, min(first, last) if first < run.steps else run.steps)
 
     def acts(self, run: Moment, state: Blending) -> bool:

@@ -17,7 +17,7 @@ from ...words.alignment import find_word
 from ...words.lines import split_words
 from ...words.prompt import Prompt
 from .constraints import TOKEN, Constraint, Word, evaluate
-from .curve import Curve
+from .curve import Curve, Point
 
 PUBLISHED_SCALE = 2.5
 NEGATIVE_SCALE = 5.5
@@ -160,10 +160,12 @@ class Guided:
 
     Attributes:
         last: the last noise level that is guided, 0 if none is.
+        points: of its curve.
         masks: the mask as maps or latents need it, by what they are.
     """
 
     last: float
+    points: list[Point]
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def cached(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
