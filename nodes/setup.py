@@ -10,8 +10,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.engine.install import pin
+from ..attention.engine.variation import Variation
+from ..attention.masks.cells import as_mask, check_aspect, resize
+from ..inversion.record import Inversion
 from ..inversion.start import schedule_from
-from .inputs import inversion_input, model_output
+from .inputs import fraction_input, inversion_input, model_output
 from .sockets import CATEGORY
 
 
@@ -57,8 +60,10 @@ class EditSetupNode(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of random choices inside edits, for SamplerCustomAdvanced (KSampler has its own).",
+                    tooltip="Seed of random choices inside edits and of variation's noise, for SamplerCustomAdvanced "
+                    "(KSampler has its own).",
                 ),
+                *_variation_inputs(),
             ],
             outputs=[
                 model_output("KSampler, or a guider of SamplerCustomAdvanced"),
@@ -69,12 +74,62 @@ class EditSetupNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, inversion: Any, denoise: float, seed: int) -> io.NodeOutput:
-        schedule = schedule_from(inversion, denoise)
-        pinned = pin(model, inversion, schedule)
-        start = model.get_model_object("latent_format").process_out(inversion.at(schedule[0]))
+    def execute(
+        cls,
+        model: Any,
+        inversion: Any,
+        denoise: float,
+        seed: int,
+        variation: float = 0.0,
+        variation_mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        schedule, varied = schedule_from(inversion, denoise), _variation(inversion, variation, seed, variation_mask)
+        pinned, start = pin(model, inversion, schedule, varied), inversion.at(schedule[0])
+        if varied is not None:
+            start = varied.start(inversion, schedule[0], inversion.batch)
+        start = model.get_model_object("latent_format").process_out(start)
         latent = {"samples": start.to(comfy.model_management.intermediate_device())}
         return io.NodeOutput(pinned, NoNoise(seed), torch.tensor(schedule), latent)
+
+
+def _variation_inputs() -> list[io.Input]:
+    """Fresh noise, so that the seed matters."""
+    return [
+        fraction_input(
+            "variation",
+            0.0,
+            "How much of the inverted noise is fresh noise of the sampler's seed: other results for other "
+            "seeds, and less of the image. 0 is the inverted noise alone; try 0.1 to 0.5.",
+            optional=True,
+        ),
+        io.Mask.Input(
+            "variation_mask",
+            optional=True,
+            tooltip="Where the noise is fresh; without a mask everywhere. Take the edit's mask to keep the "
+            "rest of the image.",
+        ),
+    ]
+
+
+def _variation(inversion: Inversion, share: float, seed: int, mask: Tensor | None) -> Variation | None:
+    """What variation and its mask ask for; None for nothing.
+
+    Raises:
+        ValueError: a mask of another picture, or one that selects nothing.
+    """
+    if share <= 0:
+        return None
+    if mask is None:
+        return Variation(share, seed)
+    size = (inversion.latents.shape[-2], inversion.latents.shape[-1])
+    chosen = as_mask(mask, "variation_mask")
+    check_aspect(chosen, size, "variation_mask")
+    if not bool(chosen.flatten(1).any(1).all()):
+        raise ValueError(
+            "Draw the variation_mask in Load Image's mask editor, or disconnect it to vary the whole image: it selects "
+            "nothing."
+        )
+    return Variation(share, seed, resize(chosen, size, "any")[:, None])
 
 
 NODES = [EditSetupNode]

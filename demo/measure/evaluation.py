@@ -36,6 +36,19 @@ def _edits(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
     return found, report.by_task(report.edit_table, found)
 
 
+def _variations(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
+    chosen = pack_methods.variations()
+    results = [
+        result
+        for name in pack_methods.VARIED
+        for result in editing.evaluate_task(
+            setup, tasks.make_task(name, options.count), chosen, options.batch, options.output, f"variations-{name}"
+        )
+    ]
+    found = [asdict(result) for result in results]
+    return found, report.by_task(report.edit_table, found)
+
+
 def _inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
     rows = inversion_evaluation.evaluate(setup, options.count, options.batch, options.output)
     return inversion_evaluation.as_results(rows), inversion_evaluation.table(rows)
@@ -66,6 +79,7 @@ def _mag_ablations(setup: Setup, options: argparse.Namespace) -> tuple[object, s
 
 PARTS: dict[str, Part] = {
     "edits": _edits,
+    "variations": _variations,
     "inversions": _inversions,
     "masks": _masks,
     "maps": _maps,
@@ -80,6 +94,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo/evaluate.py", description=__doc__)
     parser.add_argument("--model-bar", action="store_true", help="how well the model draws")
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
+    parser.add_argument("--variations", action="store_true", help="what shares of fresh noise make of CPAM")
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
     parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")
     parser.add_argument("--maps", action="store_true", help="how well attention maps find objects; only if asked for")

@@ -16,6 +16,8 @@ engine = pack_module("attention.engine.install")
 install, pin = engine.install, engine.pin
 cpam_control = pack_module("attention.methods.cpam").CPAM
 exact_background = pack_module("attention.methods.background").ExactBackground
+Variation = pack_module("attention.engine.variation").Variation
+resize = pack_module("attention.masks.cells").resize
 edit_masks = pack_module("attention.masks.edit_masks")
 make_refinement = pack_module("attention.masks.refinement").make_refinement
 read_prompt = pack_module("attention.words.prompt").read_prompt
@@ -37,6 +39,7 @@ class Recipe:
 
     Attributes:
         refinement: settings of Refine Mask that are not the paper's; None for no refinement.
+        variation: Edit Setup's, where the image may change.
     """
 
     dilation: float = 0.1
@@ -52,6 +55,7 @@ class Recipe:
     full_prompt: bool = False
     guidance: float | None = None
     refinement: dict[str, Any] | None = None
+    variation: float = 0.0
 
 
 def masks_of(task: Task, recipe: Recipe) -> Any:
@@ -89,7 +93,11 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     model = install(setup.model, control, inversion)
     if recipe.exact:
         model = install(model, exact_background(masks.changed, recipe.exact_start), inversion)
-    model = pin(model, inversion, tuple(inversion.schedule))
+    varied = None
+    if recipe.variation:
+        cells = resize(masks.changed, (latents.shape[-2], latents.shape[-1]), "any")[:, None]
+        varied = Variation(recipe.variation, setup.seed, cells)
+    model = pin(model, inversion, tuple(inversion.schedule), varied)
     edited = comfy.sample.sample(
         model,
         torch.zeros_like(latents),
@@ -140,6 +148,22 @@ ABLATIONS = {
     "exact background, no CPAM": replace(PAPER, exact=True, end=0.0),
 }
 """One setting changed at a time, to see what it does."""
+
+
+VARIATIONS = {
+    "CPAM": PAPER,
+    "CPAM, variation 0.25": replace(PAPER, variation=0.25),
+    "CPAM, variation 0.5": replace(PAPER, variation=0.5),
+    "CPAM, variation 1": replace(PAPER, variation=1.0),
+}
+"""Fresh noise under the mask, by its share: none, some, and all of it."""
+VARIED = ("recolour", "replace")
+"""The tasks in which they are measured."""
+
+
+def variations() -> list[Method]:
+    """CPAM with shares of fresh noise, as methods of the tables."""
+    return [method(name, recipe) for name, recipe in VARIATIONS.items()]
 
 
 def register(ablations: bool = False) -> None:
