@@ -98,7 +98,7 @@ def _pinned(plan: Plan, latent_format: Any, noise: Tensor, latent: Tensor, sigma
     honoured, from the given latent or, with Edit Setup's own, from the image's trajectory. All else starts at the
     inverted noise. It ends at the level nearest to the sampler's last one.
     """
-    schedule, first = plan.schedule or (), float(sigmas[0])
+    schedule, first = plan.schedule or (0.0,), float(sigmas[0])
     inside = not bool(noise.any()) and first < schedule[0] * (1 - MATCH)
     before = _ENDED.found(latent, ALIKE)
     if before is not None and before.whole:

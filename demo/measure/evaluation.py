@@ -46,7 +46,9 @@ def _variations(setup: Setup, options: argparse.Namespace) -> tuple[object, str]
         )
     ]
     found = [asdict(result) for result in results]
-    return found, report.by_task(report.edit_table, found)
+    text = report.by_task(report.edit_table, found)
+    print(text)
+    return found, text
 
 
 def _inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bundle import load, world
 from demo_model import random_model
-from measure import drawing, editing, evaluation, methods, report
+from measure import drawing, editing, evaluation, methods, pack_methods, report
 from measure.methods import METHODS, Setup
 from PIL import Image
 from safetensors.torch import save_file
@@ -102,6 +102,18 @@ def test_the_whole_evaluation(file: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "retain.png") as sheet:
         assert sheet.width > 4 * world.SIZE
         assert sheet.height > 2 * world.SIZE
+
+
+def test_shares_of_fresh_noise_are_measured(file: Path, tmp_path: Path) -> None:
+    """CPAM with none, some and all of it, at the same cost."""
+    arguments = ["--model", str(file), "--output", str(tmp_path), "--steps", "3", "--count", "2"]
+    assert evaluation.main([*arguments, "--variations"]) == 0
+    found = json.loads((tmp_path / "results.json").read_text("utf-8"))["variations"]
+    assert [(r["task"], r["method"]) for r in found] == [
+        (task, method) for task in ("recolour", "replace") for method in pack_methods.VARIATIONS
+    ]
+    assert all(r["rows"] == r["planned_rows"] == found[0]["rows"] for r in found)
+    assert len({r["truth_psnr"] for r in found if r["task"] == "replace"}) == len(pack_methods.VARIATIONS)
 
 
 def test_a_missing_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
