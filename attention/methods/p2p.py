@@ -22,7 +22,7 @@ from ..engine.control import MapControl
 from ..engine.layers import RESOLUTION, layers_of
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
-from ..words.alignment import TokenMap, align_refined, align_swapped, factors, find_word
+from ..words.alignment import TokenMap, align_refined, align_swapped, factors, find_word, swappable
 from ..words.prompt import Prompt
 
 AUTO, SWAP, REFINE = MODES = ("auto", "swap words", "refine")
@@ -62,7 +62,7 @@ class P2P(MapControl):
         Raises:
             ValueError: prompts of different numbers of words in a swap, or a word that is not in the target prompt.
         """
-        swaps = self.mode == SWAP or (self.mode == AUTO and len(self.source.spelled) == len(self.target.spelled))
+        swaps = self.mode == SWAP or (self.mode == AUTO and swappable(self.source, self.target))
         mapping = (
             align_swapped(self.source, self.target, self.compat) if swaps else align_refined(self.source, self.target)
         )

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from .lines import split_words
-from .prompt import Prompt
+from .prompt import Prompt, PromptWord
 
 CHUNK = 77
 """Places of one part of a prompt; the host gives longer ones as several."""
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""Positions in the source prompt, and those in the target prompt that they go to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,9 @@ def align_refined(source: Prompt, target: Prompt) -> TokenMap:
 def align_swapped(source: Prompt, target: Prompt, compat: bool = False) -> TokenMap:
     """Words are exchanged one for one: each word's map goes to the word in its place.
 
-    A word of other length shares its map out: each of its tokens gives 1 / n to each of the n new ones.
+    A word is what stands between two spaces, as in the released code, so that "well-known" may become "famous". Inside
+    of one, words and signs are paired too where there are as many. What is of other length shares its map out: each
+    of its tokens gives 1 / n to each of the n new ones.
 
     Args:
         compat: the released code's rule behind the last changed word, by which every later token is off by the
@@ -110,21 +114,44 @@ def align_swapped(source: Prompt, target: Prompt, compat: bool = False) -> Token
     Raises:
         ValueError: the prompts have different numbers of words.
     """
-    if len(source.spelled) != len(target.spelled):
+    before, after = source.spaced, target.spaced
+    if not swappable(source, target):
         raise ValueError(
-            f"Word swap needs prompts of as many words, but the source has {len(source.spelled)} "
-            f"({' '.join(source.words)}) and the target {len(target.spelled)} ({' '.join(target.words)}). Choose "
-            "refine, which allows words to be added and taken away."
+            f"Word swap needs prompts of as many words, but the source has {len(before)} ({_written(before)}) and the "
+            f"target {len(after)} ({_written(after)}). Choose refine, which allows words to be added and taken away."
         )
     transfer = torch.zeros(source.length, target.length)
-    pairs = [(a.positions, b.positions) for a, b in zip(source.spelled, target.spelled, strict=True)]
+    pairs = list(zip(before, after, strict=True))
     if compat:
-        changed = [pair for pair, a, b in zip(pairs, source.spelled, target.spelled, strict=True) if not a.same(b)]
-        _walk(transfer, changed)
+        _walk(transfer, [(_positions(old), _positions(new)) for old, new in pairs if not _same(old, new)])
     else:
-        for old, new in [*pairs, *_around(source, target)]:
+        for old, new in [*(part for pair in pairs for part in _parts(*pair)), *_around(source, target)]:
             _share(transfer, old, new)
     return TokenMap(transfer, torch.zeros(target.length))
+
+
+def swappable(source: Prompt, target: Prompt) -> bool:
+    """Whether two prompts have as many words, so that they can be exchanged one for one."""
+    return len(source.spaced) == len(target.spaced)
+
+
+def _written(words: Sequence[Sequence[PromptWord]]) -> str:
+    return " ".join("".join(part.text for part in word) for word in words)
+
+
+def _positions(word: Sequence[PromptWord]) -> tuple[int, ...]:
+    return tuple(position for part in word for position in part.positions)
+
+
+def _same(old: Sequence[PromptWord], new: Sequence[PromptWord]) -> bool:
+    return len(old) == len(new) and all(a.same(b) for a, b in zip(old, new, strict=True))
+
+
+def _parts(old: Sequence[PromptWord], new: Sequence[PromptWord]) -> list[Pair]:
+    """What of one word's tokens goes to what of another's."""
+    if len(old) != len(new):
+        return [(_positions(old), _positions(new))]
+    return [(a.positions, b.positions) for a, b in zip(old, new, strict=True)]
 
 
 def _share(transfer: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
@@ -134,7 +161,7 @@ def _share(transfer: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
         transfer[torch.tensor(old)[:, None], torch.tensor(new)] = 1 / len(new)
 
 
-def _around(source: Prompt, target: Prompt) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _around(source: Prompt, target: Prompt) -> list[Pair]:
     """Begin, end and padding of each part, place by place; where one prompt has more, the rest is left out."""
 
     def parts(prompt: Prompt) -> list[list[int]]:
@@ -145,7 +172,7 @@ def _around(source: Prompt, target: Prompt) -> list[tuple[tuple[int, ...], tuple
     return [((a,), (b,)) for old, new in both for a, b in zip(old, new, strict=False)]
 
 
-def _walk(transfer: Tensor, changed: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+def _walk(transfer: Tensor, changed: list[Pair]) -> None:
     """The official code's walk along both prompts."""
     i = j = at = 0
     while i < transfer.shape[0] and j < transfer.shape[1]:

@@ -11,7 +11,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,11 +51,13 @@ class PromptWord:
     Attributes:
         text: as the tokenizer spells it (lower case), or "embedding:name".
         keys: of its tokens, when it is an embedding, which is known by its vectors and not by its name.
+        attached: whether it stands behind the word before it without a space, as a comma does.
     """
 
     text: str
     positions: tuple[int, ...]
     keys: tuple[int, ...] = ()
+    attached: bool = False
 
     def same(self, other: PromptWord) -> bool:
         """Whether two words are the same text or the same embedding."""
@@ -99,6 +101,17 @@ class Prompt:
     def words(self) -> tuple[str, ...]:
         """The words as the tokenizer spells them."""
         return tuple(word.text for word in self.spelled)
+
+    @property
+    def spaced(self) -> tuple[tuple[PromptWord, ...], ...]:
+        """The words by what stands between two spaces: "a well-known cat," is three of them."""
+        found: list[list[PromptWord]] = []
+        for word in self.spelled:
+            if found and word.attached:
+                found[-1].append(word)
+            else:
+                found.append([word])
+        return tuple(map(tuple, found))
 
     def occurrences(self, phrase: str) -> tuple[tuple[int, ...], ...]:
         """Positions of each place where a phrase stands, in order and without overlap.
@@ -177,15 +190,15 @@ class Tokenizer:
         plain = unicodedata.normalize("NFC", "".join(segments)).lower()
         last, cursor = PromptWord("", ()), 0
         for word in self._pieces(segments, content):
-            place = -1 if word.keys else plain.find(word.text, cursor)
-            behind = place == cursor and not last.keys
+            place = plain.find(word.text.lower(), cursor)
+            behind = place == cursor and bool(last.positions)
             cursor = cursor if place < 0 else place + len(word.text)
-            if behind and last.text[-1:].isalnum() and word.text[:1].isalnum():
-                last = PromptWord(last.text + word.text, last.positions + word.positions)
+            if behind and not last.keys and not word.keys and last.text[-1:].isalnum() and word.text[:1].isalnum():
+                last = PromptWord(last.text + word.text, last.positions + word.positions, (), last.attached)
                 continue
             if last.positions:
                 yield last
-            last = word
+            last = replace(word, attached=behind)
         if last.positions:
             yield last
 

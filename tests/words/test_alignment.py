@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_edit.attention.methods.p2p import P2P
 from attention_edit.attention.words.alignment import (
     CHUNK,
     TokenMap,
@@ -106,6 +107,43 @@ def test_swap_keeps_the_sum_of_a_map():
     mapping = align_swapped(CAT, DOG)
     maps = torch.rand(2, 8, 16, 77).softmax(-1)
     assert torch.allclose(mapping.apply(maps, torch.rand(2, 8, 16, 77)).sum(-1), torch.ones(2, 8, 16))
+
+
+@pytest.mark.parametrize(
+    "old, new, word, into",
+    [
+        ("a well-known cat", "a famous cat", "well-known", "famous"),
+        ("the dog's house", "the old house", "dog's", "old"),
+        ("a cat, sitting", "a tiger sitting", "cat,", "tiger"),
+        ("a (red:1.2) cat, sitting", "a blue (cat:1.1) sitting", "cat,", "cat"),
+        ("a famous cat", "a well-known cat", "famous", "well-known"),
+    ],
+)
+@pytest.mark.parametrize("compat", [False, True])
+def test_words_are_what_stands_between_spaces(old, new, word, into, compat):
+    """As in the released code, signs at a word are part of it: all its tokens give to all of the new one's."""
+    source, target = prompt(old), prompt(new)
+    before, after = source.find(word), target.find(into)
+    mapping = P2P(source, target, compat=compat).mapping
+    assert len(before) != len(after) and not mapping.keep.any()
+    assert torch.allclose(mapping.transfer[list(before)][:, list(after)], torch.tensor(1 / len(after)))
+    if not compat:
+        assert mapping.transfer[source.content[-1], target.content[-1]] == 1
+    assert torch.equal(mapping.transfer, P2P(source, target, "swap words", compat=compat).mapping.transfer)
+
+
+def test_a_sign_that_both_words_have_stays_its_own():
+    """A new word of another length does not take the comma's map."""
+    source, target = prompt("a cat, sitting"), prompt(f"a {LONG}, sitting")
+    mapping = align_swapped(source, target)
+    assert mapping.transfer[source.find(",")[0], target.find(",")[0]] == 1
+    assert not mapping.transfer[source.find(",")[0], list(target.find(LONG))].any()
+
+
+def test_a_sign_on_its_own_is_a_word():
+    assert [len(word) for word in prompt("a cat , sitting-room (2024)").spaced] == [1, 1, 1, 3, 1]
+    with pytest.raises(ValueError, match=r"3 \(a cat, sitting\) and the target 4 \(a cat , sitting\)"):
+        align_swapped(prompt("a cat, sitting"), prompt("a cat , sitting"))
 
 
 def test_swap_needs_as_many_words():
