@@ -103,6 +103,10 @@ class SiteHook:
         self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None
     ) -> Tensor:
         call = options.get(KEY)
+        later = self._set_later(options)
+        if later is not None:
+            tokens = self._own_tokens(options, k)
+            return later(q, k[:, :tokens], v[:, :tokens], options)
         run = call.run if isinstance(call, Call) else call
         if isinstance(run, Run):
             run.sites_called.add((self.site, self.layer.index))
@@ -127,6 +131,18 @@ class SiteHook:
             own = Own(lambda: whole()[target_rows], plain=False)
         out[target_rows] = self._controlled(call, q[target_rows], k[target_rows], v[target_rows], options, own)
         return out
+
+    def _set_later(self, options: dict[str, Any]) -> Any:
+        """A patch of the whole block that was set after ours, or for one call as PAG does it; None if there is none.
+
+        The host asks for a layer's own patch first, so that one of its block would never be called; what was set last
+        has the last word.
+        """
+        name = "attn1" if self.site is Site.SELF else "attn2"
+        found = options.get("patches_replace", {}).get(name, {}).get(self.layer.block)
+        before = self.previous
+        moved = hasattr(before, "to") and type(found) is type(before)  # the host has moved both to a device
+        return None if found is before or moved else found
 
     def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None) -> Tensor:
         if self.previous is not None:
