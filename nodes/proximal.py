@@ -36,7 +36,9 @@ class ProximalNode(io.ComfyNode):
                     "rule",
                     options=list(RULES),
                     default=RULES[0],
-                    tooltip="What is above the quantile acts in full (hard), or by what it exceeds it (soft).",
+                    tooltip="What is above the quantile acts in full (hard), or by what it exceeds it (soft). Released "
+                    "is what the published code does: soft, with the quantile over source and target together (0.75 is "
+                    "about the target's own 0.5), and the image held below twice the threshold.",
                     advanced=True,
                 ),
                 fraction_input(

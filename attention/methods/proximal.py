@@ -19,21 +19,39 @@ from ..engine.after_step import SourceAfterStep
 from ..engine.control import GuidanceControl, missing_steps
 from ..engine.moment import Moment
 
-HARD, SOFT = "hard (l0)", "soft (l1)"
-RULES = (HARD, SOFT)
+HARD, SOFT, RELEASED = "hard (l0)", "soft (l1)", "released (soft, quantile over source and target)"
+RULES = (HARD, SOFT, RELEASED)
+"""The paper's two proximal steps, and what the code of the PnP Inversion runner does under the name l0."""
 
 
-def threshold_of(difference: Tensor, quantile: float) -> Tensor:
-    """Quantile 0..1 of the absolute values of each image (B, C, h, w), as (B, 1, 1, 1)."""
-    return difference.abs().flatten(1).float().quantile(quantile, dim=1).to(difference)[:, None, None, None]
+def threshold_of(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
+    """Quantile 0..1 of the absolute values of each image (B, C, h, w), as (B, 1, 1, 1).
+
+    The released code takes it over the source's row and the target's together. Under negative-prompt inversion the
+    source's two prompts are one and its differences zero, so that 0.75 is about the target's own 0.5.
+    """
+    values = difference.abs().flatten(1).float()
+    if rule == RELEASED:
+        values = torch.cat([values, torch.zeros_like(values)], dim=1)
+    return values.quantile(quantile, dim=1).to(difference)[:, None, None, None]
 
 
 def proximal(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
-    """The differences (B, C, h, w) above an image's quantile; below it zero. "soft" also takes the threshold off."""
-    threshold = threshold_of(difference, quantile)
-    if rule == SOFT:
-        return difference - difference.clamp(-threshold, threshold)
-    return torch.where(difference.abs() > threshold, difference, 0)
+    """The differences (B, C, h, w) above an image's threshold; below it zero. All but "hard" take it off the rest."""
+    threshold = threshold_of(difference, quantile, rule)
+    if rule == HARD:
+        return torch.where(difference.abs() > threshold, difference, 0)
+    return difference - difference.clamp(-threshold, threshold)
+
+
+def left_alone(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
+    """Where guidance left nothing to speak of, so that the source may be held: (B, C, h, w) bool.
+
+    Where the proximal step gives zero. The released code compares what the soft step leaves with the threshold once
+    more, which holds everything below twice the threshold.
+    """
+    reach = 2.0 if rule == RELEASED else 1.0
+    return difference.abs() <= reach * threshold_of(difference, quantile, rule)
 
 
 @dataclass
@@ -48,7 +66,8 @@ class ProximalGuidance(GuidanceControl):
     """Limits guidance to the largest differences.
 
     Attributes:
-        quantile: share of the values, 0..1, that guidance leaves alone (0.75 in the PnP Inversion runner).
+        quantile: share of the values, 0..1, that guidance leaves alone (0.75 in the PnP Inversion runner, whose rule
+            is RELEASED).
         rule: of RULES.
     """
 
@@ -72,13 +91,10 @@ class ProximalGuidance(GuidanceControl):
     def combine(self, run: Moment, state: Edited, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
         """The proximal step on what guidance multiplies."""
         uncond = predictions["uncond"]
-        found = self.difference(predictions["cond"] - uncond)
-        state.cells = F.max_pool2d((found != 0).float(), 3, stride=1, padding=1)
-        return {"cond": uncond + found}
-
-    def difference(self, difference: Tensor) -> Tensor:
-        """What is kept of the conditional prediction minus the unconditional one (B, C, h, w)."""
-        return proximal(difference, self.quantile, self.rule)
+        difference = predictions["cond"] - uncond
+        edited = ~left_alone(difference, self.quantile, self.rule)
+        state.cells = F.max_pool2d(edited.float(), 3, stride=1, padding=1)
+        return {"cond": uncond + proximal(difference, self.quantile, self.rule)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +119,7 @@ class ProximalHold(SourceAfterStep):
         return run.inversion is not None and Window(self.start).holds(run)
 
     def first(self, run: Moment, state: None) -> int:
-        return Window(self.start).first(run.steps)
+        return Window(self.start).first_in(run)
 
     def mask(self, run: Moment, state: None, latent: Tensor) -> Tensor | None:
         """A run that begins late has no step behind it, and nothing to hold yet."""

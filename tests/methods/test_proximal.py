@@ -10,7 +10,15 @@ import torch
 from attention_edit.attention.engine import install as engine
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.p2p import P2P, REFINE
-from attention_edit.attention.methods.proximal import HARD, SOFT, ProximalGuidance, ProximalHold, proximal
+from attention_edit.attention.methods.proximal import (
+    HARD,
+    RELEASED,
+    SOFT,
+    ProximalGuidance,
+    ProximalHold,
+    left_alone,
+    proximal,
+)
 from attention_edit.inversion.negative_prompt import NegativePromptInversion
 from attention_edit.inversion.reconstruct import reconstruct
 from prompts import prompt
@@ -39,6 +47,19 @@ def test_soft_is_the_solution_of_the_proximal_problem():
     left = found != 0
     assert torch.allclose((found - given + threshold * found.sign())[left], torch.tensor(0.0).double(), atol=1e-12)
     assert (given.abs() <= threshold).logical_or(left).all()
+
+
+def test_the_released_rule_is_the_published_code_s():
+    """Written out on both rows as there: the source's differences are zero under negative-prompt inversion."""
+    given = difference(1)
+    rows = torch.cat([torch.zeros_like(given), given])
+    threshold = rows.abs().float().quantile(0.75).double()
+    shrunk = rows - rows.clamp(-threshold, threshold)
+    assert torch.allclose(proximal(given, 0.75, RELEASED), shrunk[1:])
+    assert torch.equal(left_alone(given, 0.75, RELEASED), shrunk[1:].abs() <= threshold)
+    soft = proximal(given, 0.75, SOFT)
+    assert torch.equal(left_alone(given, 0.75, SOFT), soft == 0)
+    assert (shrunk[1:] != 0).sum() > 1.9 * (soft != 0).sum()
 
 
 def test_each_image_of_a_batch_has_its_own_quantile():
