@@ -10,6 +10,7 @@ from torch import Tensor
 from ..host.conditioning import Conditioning
 from ..host.models import prediction_of
 from .origin import Origin
+from .schedule import levels
 from .steps import Predict, invert
 from .walk import run_walk
 
@@ -20,11 +21,23 @@ class DDIMInversion(Origin):
 
     All papers invert at guidance 1. The prompt is the empty one for CPAM, FPE and MasaCtrl.
 
+    Attributes:
+        fine_steps: invert in so many steps, and keep the latents of the schedule's own levels; 0 inverts in the
+            schedule's steps. Plug-and-Play's authors invert in 999 steps and edit in 50.
+
     Raises:
         ValueError: when called, beside what any origin refuses, a noise mask on the latent.
     """
 
     name: ClassVar[str] = "DDIM inversion"
+    fine_steps: int = 0
+
+    def walked(self, model: Any, sigmas: list[float]) -> list[float]:
+        """See `Origin`; fine levels above the noisiest that is kept lead nowhere."""
+        if self.fine_steps <= self.steps:
+            return sigmas
+        fine = levels(model.get_model_object("model_sampling"), self.fine_steps, self.offset)
+        return sorted({*sigmas, *(sigma for sigma in fine if sigma < sigmas[-1])})
 
     def trajectory(
         self,
@@ -42,10 +55,11 @@ class DDIMInversion(Origin):
                 "mask on its latent would have no effect (VAE Encode for Inpainting also paints masked pixels grey). "
                 "Exact Background keeps the image outside a mask."
             )
-        kind = prediction_of(model)
+        kind, fine = prediction_of(model), self.walked(model, sigmas)
 
         def walk(predict: Predict, image: Tensor) -> list[Tensor]:
-            return invert(predict, image, sigmas, kind)
+            return invert(predict, image, fine, kind)
 
         start = latent["samples"]
-        return run_walk(model, walk, start, sigmas, positive=positive, negative=negative, guidance=guidance)
+        visited = run_walk(model, walk, start, fine, positive=positive, negative=negative, guidance=guidance)
+        return [visited[fine.index(sigma)] for sigma in sigmas]

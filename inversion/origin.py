@@ -46,6 +46,10 @@ class Origin(ABC):
     ) -> list[Tensor]:
         """The latents (B, C, h, w) of ascending sigmas, clean to noisy; the arguments are those of `__call__`."""
 
+    def walked(self, model: Any, sigmas: list[float]) -> list[float]:
+        """The levels that are visited on the way along ascending sigmas: these, and maybe others between them."""
+        return sigmas
+
     def __call__(
         self,
         model: Any,
@@ -71,7 +75,7 @@ class Origin(ABC):
         source_conditioning(positive, f"source prompt of {self.name}")
         family, kind, samples = family_of(model), prediction_of(model), check_latent(latent, self.name)
         sigmas = levels(model.get_model_object("model_sampling"), self.steps, self.offset)
-        rows = evaluations(len(sigmas) - 1, len(samples), guidance)
+        rows = evaluations(len(self.walked(model, sigmas)) - 1, len(samples), guidance)
         with measured(model, self.name, f"{rows} UNet evaluations") as (counted, cost):
             visited = self.trajectory(counted, latent, sigmas, positive, negative, guidance)
         inversion = Inversion(

@@ -75,6 +75,21 @@ def test_agrees_with_a_float64_reference(offset, v):
         assert float((a - b).abs().max() / b.abs().max()) < 1e-9
 
 
+def test_a_fine_inversion_keeps_the_levels_of_the_edit():
+    """As Plug-and-Play's authors do it: the latents are those of an inversion in so many steps."""
+    model = tiny.tiny_model()
+    given = model, {"samples": tiny.latent(1)}, tiny.prompt(5)
+    with torch.inference_mode():
+        fine = DDIMInversion(40, 1)(*given).inversion
+        kept, coarse = (DDIMInversion(4, 1, steps)(*given) for steps in (40, 0))
+    found = kept.inversion
+    assert found.sigmas == coarse.inversion.sigmas and found.steps == 4
+    for sigma, latent in zip(found.sigmas, found.latents, strict=True):
+        assert torch.equal(latent, fine.latents[fine.sigmas.index(sigma)])
+    assert not torch.equal(found.latents[-1], coarse.inversion.latents[-1])
+    assert (kept.cost.forward, coarse.cost.forward) == (fine.sigmas.index(found.sigmas[-1]), 4)
+
+
 @pytest.mark.parametrize(("kind", "v"), [("SD1", False), ("SD2", False), ("SD2", True), ("SDXL", False)])
 def test_host_run_is_the_pure_function(kind, v):
     model = tiny.tiny_model(kind, v)
