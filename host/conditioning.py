@@ -18,6 +18,8 @@ SAME_TEXT = 1e-2
 """Relative difference up to which two encoded texts are one: it may have been stored in half precision."""
 CONTROL = ("control", "control_apply_to_uncond")
 """Options of a conditioning that the host spreads from one prompt to all."""
+_SIZES_WIDTH = 6 * 256
+"""What SDXL's vector holds beside the pooled text: six sizes and places, each in 256 numbers."""
 _BESIDE_TEXT = {
     "control": "a ControlNet",
     "area": "an area",
@@ -154,6 +156,30 @@ def check_text(conditioning: Conditioning, name: str) -> None:
                     f"Encode the {name} again, with another CLIP or without LoRA: its {key} hold NaN or infinite "
                     "values, and so would the picture."
                 )
+
+
+def check_readable(model: Any, conditioning: Conditioning, name: str) -> None:
+    """Refuse a text that a host MODEL cannot read, because another model's text encoder made it.
+
+    Raises:
+        ValueError: the states, or SDXL's pooled vector, are of another width than the model's.
+    """
+    unet = model.model.model_config.unet_config
+    width, vector = unet.get("context_dim"), unet.get("adm_in_channels")
+    pooled_width = vector - _SIZES_WIDTH if vector is not None and unet.get("num_classes") == "sequential" else None
+    for states, options in conditioning:
+        pooled = options.get("pooled_output")
+        wrong = ""
+        if width is not None and states.shape[-1] != width:
+            wrong = f"has {states.shape[-1]} numbers per token, and this model reads {width}"
+        elif pooled_width is not None and (pooled is None or pooled.shape[-1] != pooled_width):
+            given = "no pooled vector" if pooled is None else f"a pooled vector of {pooled.shape[-1]} numbers"
+            wrong = f"has {given}, and this model reads one of {pooled_width}"
+        if wrong:
+            raise ValueError(
+                f"Encode the {name} with the CLIP of the same checkpoint as the model: it {wrong}. A text for SD1.x, "
+                "SD2.x or SDXL goes with models of that family only."
+            )
 
 
 def encoded_alike(one: Tensor, two: Tensor) -> bool:

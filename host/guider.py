@@ -15,7 +15,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from .conditioning import check_text
+from .conditioning import check_readable, check_text
 
 
 def is_guided(guider: Any) -> bool:
@@ -29,10 +29,11 @@ def cfg_guider(model: Any, positive: Any, negative: Any, guidance: float) -> com
     """The host's guider for positive and negative CONDITIONING (None: the positive one) at a guidance scale.
 
     Raises:
-        ValueError: a prompt that no model can read, or that would draw NaN.
+        ValueError: a prompt that the model cannot read, or that would draw NaN.
     """
-    check_text(positive, "source prompt")
-    check_text(negative if negative is not None else [], "negative prompt")
+    for conditioning, name in ((positive, "source prompt"), (negative or [], "negative prompt")):
+        check_text(conditioning, name)
+        check_readable(model, conditioning, name)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative if negative is not None else positive)
     guider.set_cfg(guidance)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
 
 
+def _server() -> Any:
+    """The host's server; None without one, as in a script."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def show(text: str) -> None:
-    """Show a line on the running node; without a server, as in a script, nothing happens."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    context = get_executing_context()
+    """Show a line on the running node; without a server nothing happens."""
+    server, context = _server(), get_executing_context()
     if server is not None and context is not None:
         server.send_progress_text(text, context.node_id)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Send the front end a message of ours about the running node; without a server nothing happens."""
+    server, context = _server(), get_executing_context()
+    if server is not None and context is not None:
+        told = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
+        server.send_sync(event, told, server.client_id)
 
 
 def stop_if_cancelled() -> None:

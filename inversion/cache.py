@@ -2,13 +2,12 @@
 
 Entries are named by their content, written aside and put in place in one move, so that several ComfyUIs may share
 the folder and a crash leaves nothing half. The least recently used ones go when there are too many. Whatever is wrong
-with the folder, a file or the name costs no more than the making: it is logged, and the entry is made anew.
+with the folder, a file or the name costs no more than the making: it is said on the node, and the entry is made anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import folder_paths
 
+from ..host.remarks import Kind, remark
 from . import store
 from .files import PART, STALE, is_leftover, part_of, remove, sweep
 from .fingerprint import UnknownError, fingerprint
@@ -23,10 +23,11 @@ from .record import Inversion
 
 __all__ = ["LIMIT", "PART", "STALE", "cached", "entries_folder"]
 
-log = logging.getLogger(__name__)
-
 LIMIT = 2 << 30
 """Bytes that the folder takes at most, together with what is being written or was left."""
+
+
+_UNKNOWN = "Switch disk_cache off, or take other nodes' patches off the model: this inversion is not kept on disk"
 
 
 def entries_folder() -> Path:
@@ -42,7 +43,7 @@ def cached(make: Callable[[], Inversion], model: Any, *values: Any) -> tuple[Inv
         model: host MODEL. values: everything else that the result depends on.
 
     Returns:
-        the inversion, and whether it was read from disk. Whatever is wrong with the folder is told in the log, and
+        the inversion, and whether it was read from disk. Whatever is wrong with the folder is said on the node, and
         costs no more than the making.
     """
     path = _path(model, *values)
@@ -56,7 +57,7 @@ def cached(make: Callable[[], Inversion], model: Any, *values: Any) -> tuple[Inv
         _write(made, path)
         _evict(path.parent)
     except Exception as error:  # what only saves work must never cost work
-        log.warning("Attention Edit: this inversion is not kept on disk: %s", error)
+        remark(Kind.IGNORED, f"Free or repair {path.parent}: this inversion is not kept on disk: {error}")
     return made, False
 
 
@@ -65,9 +66,9 @@ def _path(model: Any, *values: Any) -> Path | None:
     try:
         return entries_folder() / f"{fingerprint(model, *values)}{store.SUFFIX}"
     except UnknownError as unknown:
-        log.warning("Attention Edit: this inversion is not kept on disk: %s.", unknown)
+        remark(Kind.IGNORED, f"{_UNKNOWN}: {unknown}.")
     except Exception as error:  # whatever other nodes' objects raise when they are looked at
-        log.warning("Attention Edit: this inversion is not kept on disk: %s: %s", type(error).__name__, error)
+        remark(Kind.IGNORED, f"{_UNKNOWN}: {type(error).__name__}: {error}")
     return None
 
 
@@ -81,7 +82,7 @@ def _read(path: Path) -> Inversion | None:
         return store.read(path, path.name, path.stem)
     except Exception as error:
         if path.exists():  # another process may have removed it meanwhile
-            log.warning("Attention Edit: a broken entry of the inversion cache is made anew: %s", error)
+            remark(Kind.DOUBTFUL, f"Check the disk if this comes again: a broken inversion is made anew: {error}")
             remove(path)
         return None
 

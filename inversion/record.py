@@ -175,6 +175,21 @@ class Inversion:
     def _sampler_scale(self, latents: Tensor, i: int) -> Tensor:
         return latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5
 
+    def check_levels(self, model_sampling: Any) -> None:
+        """Raise ValueError if the noise levels are not those of a model's table, as the host keeps it."""
+        table: Tensor | None = getattr(model_sampling, "sigmas", None)
+        if table is None:
+            return
+        levels, table = torch.tensor(self.sigmas, dtype=torch.float64), table.detach().double().cpu()
+        distance = (levels[:, None] - table).abs().amin(1)
+        foreign = levels[distance > MATCH * levels].tolist()
+        if foreign:
+            raise ValueError(
+                "Invert the image with the model that is sampled, its sampling patches (ModelSamplingDiscrete, zsnr, "
+                f"LCM) included, or take them off the edited model: sigma {foreign[-1]:.4f} of the inversion "
+                f"({self.describe()}) is none of its noise levels ({table.min():.4f} to {table.max():.4f})."
+            )
+
     def check_schedule(self, sigmas: list[float]) -> None:
         """Raise ValueError unless every noise level that a run starts a step from is a stored one."""
         foreign = [s for s in sigmas if s > 0 and self.level(s) is None]

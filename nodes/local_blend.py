@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.masks.cells import as_mask
+from ..attention.masks.cells import selecting
 from ..attention.methods.background import ExactBackground
 from ..attention.methods.local_blend import LocalBlend
 from ..attention.words.lines import split_words
@@ -79,7 +79,7 @@ class LocalBlendNode(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         if mask is not None:
-            control = ExactBackground(_drawn(mask), start, "Local Blend")
+            control = ExactBackground(selecting(mask, "mask of Local Blend", _DRAW), start, "Local Blend")
             return put(model, control, inversion)
         control = LocalBlend(
             source_prompt,
@@ -95,15 +95,6 @@ class LocalBlendNode(io.ComfyNode):
         return put(model, control, inversion)
 
 
-def _drawn(mask: Tensor) -> Tensor:
-    """A mask (M, H, W) bool; ValueError if it selects nothing, which would bring the source back."""
-    chosen = as_mask(mask, "mask of Local Blend")
-    if not chosen.any():
-        raise ValueError(
-            "The mask of Local Blend selects nothing, so the result would be the source. Draw where the image may "
-            "change, or disconnect the mask and name words."
-        )
-    return chosen
-
+_DRAW = "Draw where the image may change, or disconnect the mask and name words"
 
 NODES = [LocalBlendNode]

@@ -68,7 +68,7 @@ class RefineMaskNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
         cls,
         masks: EditMasks,
         prompt: Any,
@@ -78,9 +78,11 @@ class RefineMaskNode(io.ComfyNode):
         map_size: str = ALL_SIZES,
         self_maps: str = NO_SIZE,
         reach: float = 1.0,
+        released_rule: bool = False,
     ) -> io.NodeOutput:
         scales = () if map_size == ALL_SIZES else (SIZES[map_size],)
-        refinement = make_refinement(prompt, words, start, threshold, scales, SIZES.get(self_maps), reach)
+        own = SIZES.get(self_maps)
+        refinement = make_refinement(prompt, words, start, threshold, scales, own, reach, released_rule)
         return io.NodeOutput(masks.refined(refinement), refinement.masks)
 
 
@@ -108,6 +110,15 @@ def _map_inputs() -> list[io.Input]:
             1.0,
             "How far the refined mask may go beyond the given one, as a share of its size as dilation is: 0 "
             "keeps it inside; 1, the paper's, lets it be anywhere.",
+            advanced=True,
+        ),
+        io.Boolean.Input(
+            "released_rule",
+            default=False,
+            optional=True,
+            tooltip="Maps as CPAM's released code has them: the first mask is of the last layer's map alone, maps are "
+            "divided by their largest single value, and a mask acts already in the last layer of its own step. For "
+            "comparisons.",
             advanced=True,
         ),
     ]

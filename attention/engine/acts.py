@@ -77,9 +77,18 @@ class Window:
         """The steps inside."""
         return range(self.first(steps), self.step(self.end, steps))
 
+    def first_in(self, run: Moment) -> int:
+        """The first step inside, which is no later than the last step that there is: late starts are honoured."""
+        first = self.first(run.steps)
+        return min(first, run.last) if self.start < 1 else first
+
+    def steps_of(self, run: Moment) -> range:
+        """The steps inside that a whole run has."""
+        return range(self.first_in(run), min(self.step(self.end, run.steps), run.last + 1))
+
     def holds(self, run: Moment) -> bool:
         """Whether the run's present step is inside."""
-        return run.step in self.of(run.steps)
+        return self.first_in(run) <= run.step < self.step(self.end, run.steps)
 
     def overlaps(self, other: Window, steps: int | None) -> bool:
         """Whether two windows share a step of so many, or any share of the steps if their number is not known."""

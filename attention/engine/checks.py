@@ -1,26 +1,17 @@
-"""What a run refuses or warns of: before it starts, at a UNet call, and when it is over."""
+"""What a run refuses: before it starts, at a UNet call, and when it is over."""
 
 from __future__ import annotations
-
-import logging
-from typing import Any
 
 from torch import Tensor
 
 from ...host.conditioning import encoded_alike
+from ...host.remarks import Kind
 from ..words.prompt import Prompt
 from .control import GuidanceControl
 from .moment import Moment
 from .plan import Plan
 from .run import Run
 from .site import SiteHook
-
-log = logging.getLogger(__name__)
-
-STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
-"""Parts of the names of the host's samplers that add noise."""
-REMEMBERING = ("lms", "_2m", "_3m", "ipndm", "deis", "multistep", "unipc", "uni_pc", "gradient_estimation")
-"""The same of those whose steps depend on earlier ones."""
 
 
 def check_halves(run: Run) -> None:
@@ -63,23 +54,6 @@ def check_counted(run: Run) -> None:
             )
 
 
-def check_sampler(run: Run, sampler: Any) -> None:
-    """Say what a sampler does to a run beside the model: noise of its own, steps that remember earlier ones."""
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-    if run.resumes and any(part in name for part in REMEMBERING):
-        log.warning(
-            "Attention Edit: %s looks back at earlier steps, and begins anew where this sampler goes on; two runs are "
-            "one with euler, ddim, heun or dpm_2.",
-            name.removeprefix("sample_"),
-        )
-    if run.plan.schedule is not None and any(part in name for part in STOCHASTIC):
-        log.warning(
-            "Attention Edit: %s adds noise of its own in every step, so the image is lost. Use euler, ddim, heun or "
-            "dpmpp_2m.",
-            name.removeprefix("sample_"),
-        )
-
-
 def check_acted(run: Run) -> None:
     """Raise RuntimeError if a control never got to act, and say who took its place."""
     expected = {(act.at, layer.index) for acts in run.declared.values() for act in acts for layer in act.layers}
@@ -87,11 +61,12 @@ def check_acted(run: Run) -> None:
     if missing:
         replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})
         found = {type(p).__name__ for part in replaced.values() for p in part.values() if not isinstance(p, SiteHook)}
-        culprit = f" A patch of type {', '.join(sorted(found))} sits there: put its node before." if found else ""
-        text = f"{len(missing)} of {len(expected)} attention layers of the edit were never reached.{culprit}"
+        names = ", ".join(sorted(found))
+        cure = f"Put the node of the patch {names} before the edit nodes" if found else "Remove other packs' patches"
+        text = f"{cure}: {len(missing)} of {len(expected)} attention layers of the edit were never reached."
         if missing == expected:
-            raise RuntimeError(f"The edit did nothing: {text}")
-        log.warning("Attention Edit: %s", text)
+            raise RuntimeError(f"{text} The edit did nothing.")
+        run.remarks.add(Kind.IGNORED, text)
 
 
 def check_whole(run: Run, x: Tensor) -> None:
@@ -145,5 +120,5 @@ def check_target_prompt(run: Moment, prompt: Prompt, name: str) -> None:
             raise ValueError(
                 f"{name}'s target_prompt is {prompt.text!r}, but the sampler's positive conditioning is another "
                 "prompt (or from another CLIP). Connect both outputs of one Prompt with Words: its prompt to "
-                f"{name} and its conditioning to the sampler."
+                f"{name} and its conditioning to the sampler (or to the inversion whose maps are recorded)."
             )

@@ -33,6 +33,15 @@ class Control:
         """What it does in which layers of a family, during which steps."""
         return ()
 
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse what does not go with a latent of a size (h, w).
+
+        Called as soon as the control meets an image, on its own node, and again before a run.
+
+        Raises:
+            ValueError: such as for a mask of another picture's shape.
+        """
+
     def begin(self, run: Moment) -> Any:
         """Called once per run, before the first step; returns the control's state in it."""
         return None

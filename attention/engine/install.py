@@ -35,13 +35,14 @@ def install(model: Any, control: Control, inversion: Inversion | None = None, pa
         packed: run the source in the target's UNet call; None leaves it as it is.
 
     Raises:
-        ValueError: unknown model family, another inversion than that of earlier controls, or a control that
-            excludes an earlier one.
+        ValueError: unknown model family, a mask of another picture, another inversion than that of earlier controls,
+            or a control that excludes an earlier one.
     """
     family, plan = family_of(model), plan_of(model)
     if inversion is not None:
         source_conditioning(inversion.conditioning)
         plan = plan.with_source(inversion)
+        control.fits((int(inversion.latents.shape[-2]), int(inversion.latents.shape[-1])))
     for earlier in plan.controls:
         _check_apart(earlier, control, family, plan.inversion.steps if plan.inversion else None)
     alters = plan.alters or not only_looks(control, family)

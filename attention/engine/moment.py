@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...host.families import Family
 from ...host.marks import NULLED
+from ...host.remarks import Remarks, remarks_here
 from ...inversion.record import MATCH, Inversion
 
 
@@ -27,6 +28,7 @@ class Moment:
         sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
         states: what each control holds in this run, by control.
         kept: what is computed once per run, see `once`.
+        remarks: what the person is told on the node.
     """
 
     family: Family
@@ -39,6 +41,7 @@ class Moment:
     step: int = 0
     states: dict[Any, Any] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    remarks: Remarks = field(default_factory=remarks_here)
     _now: dict[Hashable, Any] = field(default_factory=dict)
     _brought: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -55,6 +58,12 @@ class Moment:
         else:
             cleanest = float(self.guider.model_patcher.get_model_object("model_sampling").sigma_min)
         return self.sigmas[-1] <= cleanest * (1 + MATCH)
+
+    @property
+    def last(self) -> int:
+        """The last step that a whole run has, by the count of `step`; one of the papers' count may be left out."""
+        levels = self.inversion.sigmas if self.inversion else self.sigmas
+        return max(0, len(levels) - 2)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed when first asked for in this run."""

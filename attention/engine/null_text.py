@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.conds
@@ -10,11 +9,9 @@ import comfy.sampler_helpers
 
 from ...host.conditioning import with_states
 from ...host.marks import NULL_KEY
+from ...host.remarks import Kind
 from ...inversion.record import Inversion
-from .plan import Plan
 from .run import Run
-
-log = logging.getLogger(__name__)
 
 
 def register(inversion: Inversion, guider: Any) -> None:
@@ -40,14 +37,13 @@ def replaced(run: Run, index: int, conds: list[dict[str, Any]] | None) -> list[d
     return with_states(conds, run.now(key, lambda: states.to(given.cond.device, dtype)))
 
 
-def check_guidance(plan: Plan, guider: Any) -> None:
-    """Warn when a null text meets another guidance than the one that it was optimised for."""
-    wanted = plan.inversion.null_guidance if plan.inversion else None
-    given = getattr(guider, "cfg", wanted)
+def judge_guidance(run: Run) -> None:
+    """Remark on a null text that meets another guidance than the one that it was optimised for."""
+    wanted = run.inversion.null_guidance if run.inversion else None
+    given = getattr(run.guider, "cfg", wanted)
     if wanted is not None and given not in (wanted, 1.0):
-        log.warning(
-            "Attention Edit: the null text was optimised for guidance %g, but the sampler runs at %g; the source is "
-            "kept best at the same guidance.",
-            wanted,
-            given,
+        run.remarks.add(
+            Kind.DOUBTFUL,
+            f"Set the sampler's cfg to {wanted:g}: the null text was optimised for guidance {wanted:g}, but the "
+            f"sampler runs at {given:g}, at which the source is kept worse.",
         )

@@ -6,7 +6,6 @@ steps. The second one is known by the latent that it begins with, which is the f
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from ...host.guider import noise_like
+from ...host.remarks import Kind, remark
 from ...inversion.record import MATCH
 from .control import Control
 from .plan import Plan
 from .results import Results, relative_distance
 from .run import Run
-
-log = logging.getLogger(__name__)
 
 ALIKE = 1e-3
 """Relative difference up to which a run's first latent is another one's last: what half precision may have left."""
@@ -130,10 +128,10 @@ def _start(schedule: Sequence[float], first: float) -> int:
     """Where on the schedule a run of Edit Setup's own latent starts that is to start inside."""
     place = _place(schedule, first)
     if place is None:
-        log.warning(
-            "Attention Edit: the sampler's start at sigma %.3f is not on the inversion's schedule; the run starts at "
-            "the inverted noise. Edit Setup's denoise starts later.",
-            first,
+        remark(
+            Kind.IGNORED,
+            f"Use Edit Setup's denoise to start later: the sampler's start at sigma {first:.3f} is not on the "
+            "inversion's schedule, and the run starts at the inverted noise.",
         )
     return place or 0
 
@@ -178,11 +176,10 @@ def _end(schedule: Sequence[float], start: int, last: float) -> int:
             f"is to end, the inversion's schedule of {len(schedule) - 1} steps has none."
         )
     if not _same(schedule[end], last):
-        log.warning(
-            "Attention Edit: the sampler's end at sigma %.3f is not on the inversion's schedule; the run ends at %.3f, "
-            "and a sampler with Edit Setup's model goes on from there.",
-            last,
-            schedule[end],
+        remark(
+            Kind.IGNORED,
+            f"Go on with Edit Setup's model in the next sampler: this one's end at sigma {last:.3f} is not on the "
+            f"inversion's schedule, and the run ends at {schedule[end]:.3f}.",
         )
     return end
 

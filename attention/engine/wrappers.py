@@ -12,16 +12,19 @@ from torch import Tensor
 
 from ...host.caches import without_caches
 from ...host.families import family_of
-from ...host.guider import OwnSampler, is_guided
+from ...host.guider import OwnSampler
 from ...host.marks import KEY, row_key
 from ...host.models import prediction_of
+from ...host.remarks import Kind
 from . import learned_text
 from . import null_text as null_context
-from .checks import check_acted, check_counted, check_halves, check_no_mask, check_sampler, check_whole
+from .checks import check_acted, check_counted, check_no_mask, check_whole
 from .control import LatentControl, moves
+from .judge import check_run, judge, tell_used
 from .moment import savable
 from .moves import checked, move
 from .plan import Plan
+from .planned import further_rows, log_plan
 from .reading import left_early
 from .roles import Call
 from .run import Phase, Run
@@ -64,7 +67,10 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     run = _start(plan, guider, span, seed)
     if not own:
         check_counted(run)
-        check_sampler(run, sampler)
+    if plan.schedule is not None:
+        tell_used(run, sampler, given[2].tolist(), bool(given[0].any()))
+    judge(run, sampler, latent_image.shape[0])
+    run.remarks.show()
     options[KEY] = run
     if any(moves(control) for control in plan.controls):
         callback = checked(run, callback)
@@ -74,6 +80,7 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
         out = _finish(run, latent_format, out)
         if not own:
             leave(run, out)
+        run.remarks.show()  # in place of what was said on the way
     finally:
         options[KEY] = plan
         run.forget_source()
@@ -95,44 +102,14 @@ def _start(plan: Plan, guider: Any, span: Span, seed: int | None) -> Run:
                 f"The sampler's latent is {latent.shape[-1]}x{latent.shape[-2]}, but the inverted image's is "
                 f"{size[1]}x{size[0]}. Connect Edit Setup's latent to the sampler."
             )
-    null_context.check_guidance(plan, guider)
     size = (int(latent.shape[-2]), int(latent.shape[-1]))
     seed, left = (span.before.seed, span.before.states) if span.before else (seed or 0, {})
     run = Run(family, seed, sigmas, size, guider, plan.inversion, plan=plan, resumes=span.resumes, left=left)
-    check_halves(run)
     add_conditionings(run)
+    check_run(run)
     savable(run.begin)
-    _log_plan(run, latent.shape[0])
+    log_plan(run, latent.shape[0])
     return run
-
-
-def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
-    """Rows that a single-evaluation sampler will send through the UNet: (source rows, target rows)."""
-    calls = [s for s in run.sigmas[:-1] if s > 0]
-    source = second = 0
-    for sigma in calls:
-        run.move_to(sigma)
-        second += batch * len(further_rows(run)) if is_guided(run.guider) else 0
-        if run.inversion is not None:
-            source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
-    return source, second + len(calls) * batch * (2 if is_guided(run.guider) else 1)
-
-
-def further_rows(run: Run) -> list[str]:
-    """Names of the further negative prompts that run at this step."""
-    return [name for control in run.acting.guidance for name in control.rows()]
-
-
-def _log_plan(run: Run, batch: int) -> None:
-    source, target = planned_evaluations(run, batch)
-    names = " + ".join(control.name for control in run.controls) or "no edits"
-    log.info(
-        "Attention Edit plans %d UNet evaluations (%d source, %d target): %s",
-        source + target,
-        source,
-        target,
-        names,
-    )
 
 
 def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
@@ -207,7 +184,10 @@ def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: An
             raise  # what layers have added to sums before the failure would count twice
         comfy.model_management.raise_non_oom(error)
     # Outside of the handler, whose traceback would hold the call's tensors.
-    log.warning("Attention Edit: out of memory with one_call; the source runs in a call of its own from here on.")
+    run.remarks.add(
+        Kind.IGNORED,
+        "Switch one_call off: out of memory with one_call, so that the source runs in a call of its own from here on.",
+    )
     run.apart = True
     run.forget_source()
     comfy.model_management.soft_empty_cache()

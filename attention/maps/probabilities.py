@@ -32,6 +32,20 @@ def cross_map(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: 
     Raises:
         ValueError: a column outside the text, or L is no multiple of the length.
     """
+    return torch.cat([shares.mean(1) for shares in _word_chunks(q, k, heads, columns, length)], dim=1)
+
+
+def largest_share(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None = None) -> Tensor:
+    """The largest share that any head of any image token gives to one of some text tokens, (R, 1, 1) float32.
+
+    Arguments and errors as `cross_map` has them.
+    """
+    parts = [shares.amax((1, 2, 3)) for shares in _word_chunks(q, k, heads, columns, length)]
+    return torch.stack(parts).amax(0)[:, None, None]
+
+
+def _word_chunks(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None) -> Iterator[Tensor]:
+    """Shares (R, heads, n, T) of n image tokens at a time, for `cross_map`."""
     own = length or k.shape[1]
     if k.shape[1] % own:
         raise ValueError(
@@ -40,11 +54,8 @@ def cross_map(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: 
         )
     if any(not 0 <= column < own for column in columns):
         raise ValueError(f"Token positions {list(columns)} are not all within the text's {own} tokens.")
-    parts = []
     for probabilities in _chunks(q, k, heads):
-        folded = probabilities.unflatten(-1, (-1, own)).sum(-2)
-        parts.append(picked(folded, columns).mean(1))
-    return torch.cat(parts, dim=1)
+        yield picked(probabilities.unflatten(-1, (-1, own)).sum(-2), columns)
 
 
 def picked(values: Tensor, columns: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...host.families import Family, Layer
 from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
+from ..engine.checks import check_target_prompt
 from ..engine.control import Control
 from ..engine.moment import Moment
 from ..engine.results import Results
@@ -128,8 +129,9 @@ class RecordMaps(Control):
         )
 
     def begin(self, run: Moment) -> Sums:
-        """Refuse a window that holds no step."""
-        if not Window(self.start, self.end).of(run.steps):
+        """Refuse a window that holds no step, and a prompt that is not the one that is read."""
+        check_target_prompt(run, self.maps.prompt, self.name)
+        if not Window(self.start, self.end).steps_of(run):
             raise ValueError(
                 f"Record Attention Maps is to record from {self.start:g} to {self.end:g} of {run.steps} steps, which "
                 "is no step at all. Lower its start or raise its end."

@@ -20,13 +20,40 @@ def as_mask(mask: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: of another shape, or without pixels.
     """
+    return _pixels(mask, name) > 0.5
+
+
+def selecting(mask: Tensor, name: str, cure: str) -> Tensor:
+    """A MASK socket's tensor as `as_mask` has it, of which each mask selects something.
+
+    Args:
+        cure: what to do about an empty mask, as the beginning of a sentence.
+
+    Raises:
+        ValueError: as `as_mask`; or one selects nothing, because it is empty or because it is faint.
+    """
+    pixels = _pixels(mask, name)
+    strongest = pixels.flatten(1).amax(1)
+    if bool((strongest > 0.5).all()):
+        return pixels > 0.5
+    faint = float(strongest[strongest <= 0.5].max())
+    if faint > 0:
+        raise ValueError(
+            f"Paint the {name} at full strength, or put a node behind it that makes it black and white (such as "
+            f"Threshold Mask): it selects nothing, for its strongest pixel is {faint:.2g}, and one counts above 0.5."
+        )
+    raise ValueError(f"{cure}: the {name} selects nothing. An image without transparency gives an empty mask.")
+
+
+def _pixels(mask: Tensor, name: str) -> Tensor:
+    """A MASK socket's tensor as (M, H, W) float32 on the CPU."""
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[3]):
         mask = mask[:, 0] if mask.shape[1] == 1 else mask[..., 0]
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"The {name} must be a mask of shape (M, H, W), not {tuple(mask.shape)}.")
-    return mask.detach().float().cpu() > 0.5
+    return mask.detach().float().cpu()
 
 
 def check_aspect(mask: Tensor, size: tuple[int, int], name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .cells import as_mask, grow
+from .cells import as_mask, grow, selecting
 from .refinement import Refinement
 
 TASKS = (
@@ -19,6 +19,7 @@ TASKS = (
     "edit a part or region",
 )
 """Mask-guidance strategies (CPAM section 3.5 and A.1)."""
+_DRAW = "Draw the object in Load Image's mask editor, or connect a segmentation"
 REGION_TASKS = TASKS[4:]
 """Tasks whose mask is the region to be altered: it is taken as it is drawn, as source and target mask alike."""
 
@@ -73,14 +74,13 @@ def edit_masks(mask: Tensor, task: str, dilation: float, invert: bool = False) -
     """
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}; choose one of: {', '.join(TASKS)}.")
-    chosen = as_mask(mask, "mask")
-    chosen = ~chosen if invert else chosen
+    chosen = ~as_mask(mask, "mask") if invert else selecting(mask, "mask", _DRAW)
     share = chosen.float().flatten(1).mean(1)
-    if (share == 0).any() or (share == 1).any():
-        which = "nothing" if (share == 0).any() else "everything"
+    if bool((share == 0).any()):
+        raise ValueError("Switch invert off: the mask selects everything, and inverted it selects nothing.")
+    if bool((share == 1).any()):
         raise ValueError(
-            f"The mask selects {which}. Draw the object in Load Image's mask editor, or connect a segmentation; "
-            "an image without transparency gives an empty mask."
+            "Paint the object only: the mask selects everything, so that there is no background left to keep."
         )
     if task in REGION_TASKS:
         return EditMasks(source=chosen, target=chosen, retain=False, changed=chosen)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...host.families import Family, Layer
 from ..engine.acts import Window
+from ..engine.checks import check_target_prompt
 from ..engine.moment import Moment
 from ..engine.results import Results
 from ..maps.recorder import sizes_of
@@ -39,11 +40,15 @@ class Refinement:
         length: places of that axis.
         start: share of the steps after which refined masks hold (T_m = 5 of 50).
         threshold: of the normalized maps, 0..1 (0.45 in the official runner).
-        scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the official code.
+        scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the released code.
         own_scale: `Layer.scale` of the layers whose self-attention sharpens the words' maps; None for none, as in
-            the official code.
+            the released code.
         reach: how far a refined mask may go beyond the given one, as `masks.grow` measures it; from 1 on it may be
-            anywhere, as in the official code.
+            anywhere, as in the released code.
+        released: take maps as the released code does and not as the paper says: the first mask is of the last layer's
+            maps alone, maps are divided by their largest single head-and-token value and not by that of their mean,
+            and a mask acts already in the last layer of the step that makes it.
+        prompt: whose words these are, which must be sampled with; None leaves that unchecked.
         masks: where the refined masks are left.
     """
 
@@ -54,11 +59,13 @@ class Refinement:
     scales: tuple[int, ...] = ()
     own_scale: int | None = None
     reach: float = 1.0
+    released: bool = False
+    prompt: Prompt | None = None
     masks: RefinedMasks = field(default_factory=RefinedMasks)
 
     def first(self, run: Moment) -> int:
         """The first step, from 0, in which a refined mask holds; at least one step is needed to make it."""
-        return max(1, Window(self.start).first(run.steps))
+        return max(1, Window(self.start).first_in(run))
 
     def word_layers(self, family: Family) -> tuple[Layer, ...]:
         """Layers whose word maps are read."""
@@ -72,8 +79,11 @@ class Refinement:
         """Check that there is something to refine with.
 
         Raises:
-            ValueError: no step is left to refine in, or the model has no layers of the sizes that are read.
+            ValueError: another prompt is sampled with, no step is left to refine in, or the model has no layers of the
+                sizes that are read.
         """
+        if self.prompt is not None:
+            check_target_prompt(run, self.prompt, "Refine Mask")
         there = {layer.scale for layer in run.family.layers}
         for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
             if any(scale and scale not in there for scale in scales):
@@ -81,7 +91,7 @@ class Refinement:
                     f"{run.family} has no attention layers of the size that {of} of Refine Mask asks for; it "
                     f"has {sizes_of(run.family)}."
                 )
-        if self.first(run) >= run.steps:
+        if self.first(run) > run.last:
             raise ValueError(
                 f"Refine Mask is to begin after {self.start:g} of {run.steps} steps; none is left. Lower its start."
             )
@@ -95,12 +105,13 @@ def make_refinement(
     scales: tuple[int, ...] = Refinement.scales,
     own_scale: int | None = Refinement.own_scale,
     reach: float = Refinement.reach,
+    released: bool = Refinement.released,
 ) -> Refinement:
     """A refinement that follows words of a prompt.
 
     Args:
-        words: words or phrases, separated by commas; empty takes the whole prompt, as the official runner does.
-        start, threshold, scales, own_scale, reach: see `Refinement`.
+        words: words or phrases, separated by commas; empty takes the whole prompt, as the released runner does.
+        start, threshold, scales, own_scale, reach, released: see `Refinement`.
 
     Raises:
         ValueError: a phrase is not in the prompt, or the prompt is empty.
@@ -111,4 +122,4 @@ def make_refinement(
             "Refine Mask follows the words of the edit's prompt, and the prompt is empty. Connect the Prompt with "
             "Words whose conditioning is the sampler's positive one."
         )
-    return Refinement(columns, prompt.length, start, threshold, scales, own_scale, reach)
+    return Refinement(columns, prompt.length, start, threshold, scales, own_scale, reach, released, prompt)

@@ -21,7 +21,7 @@ from ..engine.call import AttentionCall
 from ..engine.control import missing_steps
 from ..engine.moment import Moment, savable
 from ..maps.heat import min_max, sharpen
-from ..maps.probabilities import cross_map, self_map
+from ..maps.probabilities import cross_map, largest_share, self_map
 from ..maps.recorder import MeanMap
 from ..maps.sizes import add_tokens
 from .cells import for_batch, grow, resize
@@ -93,16 +93,24 @@ class Target:
         refinement = self._refinement
         if refinement is None or call.run.step < refinement.first(call.run) - 1:
             return
+        last = kind == "cross" and call.layer == refinement.word_layers(call.run.family)[-1]
+        if refinement.released and call.run.step < refinement.first(call.run) and not last:
+            return  # the first mask is the last layer's
         add = {"cross": self._add_words, "self": self._add_own}[kind]
         for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
             add(refinement, call, call.rows(chunk))
+        if refinement.released and last and self._words is not None:
+            self._refine(refinement, self._words, call.run)
 
     def _add_words(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
-        """The words' maps over their maximum, nearest at the latent's size (the official code's way)."""
+        """The words' maps over their maximum, nearest at the latent's size."""
         heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
         heat = heat.mean(-1).unflatten(1, call.shape)
         heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
-        heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+        most = heat.amax((1, 2), keepdim=True)
+        if refinement.released:
+            most = largest_share(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
+        heat = heat / most.clamp(min=1e-12)
         self._words = heat if self._words is None else self._words + heat
 
     def _add_own(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
@@ -115,9 +123,14 @@ class Target:
 
     def step_done(self, run: Moment) -> None:
         """Replace the mask by the refined one, if this step's maps make one."""
-        refinement, heat = self._refinement, self._words
-        if refinement is None or heat is None:
+        if self._refinement is None or self._words is None:
             return
+        if not self._refinement.released:
+            self._refine(self._refinement, self._words, run)
+        self.by_step[run.step] = self.mask
+
+    def _refine(self, refinement: Refinement, heat: Tensor, run: Moment) -> None:
+        """Make the mask of the maps so far."""
         if self._own is not None:
             sharp = sharpen(heat, self._own, 1)
             heat = F.interpolate(sharp[:, None], size=run.size, mode="bilinear")[:, 0]

@@ -17,6 +17,7 @@ from ..engine.after_step import keep_source
 from ..engine.control import LatentControl
 from ..engine.moment import Moment, savable
 from ..masks.cells import check_aspect, for_batch, resize
+from ..masks.judged import judge_mask
 
 
 @dataclass
@@ -41,13 +42,16 @@ class ExactBackground(LatentControl):
     name: str = "Exact Background"
     guidable = True
 
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse a mask of another picture."""
+        check_aspect(self.changed, size, f"mask of {self.name}")
+
     def begin(self, run: Moment) -> _Cells:
-        """Refuse a mask of another picture before anything is computed."""
-        check_aspect(self.changed, run.size, f"mask of {self.name}")
+        judge_mask(run, self.changed, self.name)
         return _Cells()
 
     def acts(self, run: Moment, state: _Cells) -> bool:
-        return run.inversion is not None and run.step >= Window(self.start).first(run.steps)
+        return run.inversion is not None and run.step >= Window(self.start).first_in(run)
 
     def given(self, run: Moment, state: _Cells, x: Tensor, sigma: float) -> Tensor:
         """The network sees the source's latent outside the mask."""

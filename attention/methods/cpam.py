@@ -7,7 +7,6 @@ Localized extraction (Eq 4) shows the prompt to the pixels inside the target mas
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,15 +15,15 @@ import torch
 from torch import Tensor
 
 from ...host.families import Family, LayerByFamily
+from ...host.remarks import Kind
 from ..engine.acts import NULL_TEXT, Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import LatentControl, MapControl
 from ..engine.moment import Moment, savable
 from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.edit_masks import EditMasks
+from ..masks.judged import judge_empty_prompts, judge_mask
 from ..masks.target import Target
-
-log = logging.getLogger(__name__)
 
 KEY_MASKS = ("target", "source", "union")
 RETAIN_LAYER = LayerByFamily("CPAM's retain layer", {"SD1.x": 7, "SD2.x": 7, "SDXL": 54})
@@ -100,26 +99,34 @@ class CPAM(MapControl, LatentControl):
                 (Site.CROSS, refinement.word_layers(family), _look_at_words),
                 (Site.SELF, refinement.own_layers(family), _look_at_itself),
             )
-            acts += [Act(site, layers, during=window, do=do, how=How.LOOKS) for site, layers, do in looks]
+            seen = [Act(site, layers, during=window, do=do, how=How.LOOKS) for site, layers, do in looks]
+            # The released code looks before it shows the prompt, so that a layer sees the mask that it completes.
+            acts = [*seen, *acts] if refinement.released else [*acts, *seen]
         return tuple(acts)
 
-    def begin(self, run: Moment) -> Manipulation:
-        """Check the masks, and draw which layers of which steps are normal from the run's seed (one Bernoulli each)."""
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse masks of another picture."""
         for mask in (self.masks.source, self.masks.target):
-            check_aspect(mask, run.size, "edit mask")
+            check_aspect(mask, size, "edit mask")
+
+    def begin(self, run: Moment) -> Manipulation:
+        """Draw which layers of which steps are normal from the run's seed (one Bernoulli each)."""
+        judge_mask(run, self.masks.source, self.name)
         if self.masks.refinement is not None:
             self.masks.refinement.check(run)
         if self.masks.retain and (self.retain_layer or 0) >= len(run.family.layers):
-            log.warning(
-                "CPAM keeps no look: retain_layer is %d, and the model's last layer is %d. Lower it.",
-                self.retain_layer,
-                len(run.family.layers) - 1,
+            run.remarks.add(
+                Kind.IGNORED,
+                f"Lower CPAM's retain_layer: CPAM keeps no look: retain_layer is {self.retain_layer}, and the model's "
+                f"last layer is {len(run.family.layers) - 1}.",
             )
         if self.localized and len(run.guider.conds.get("negative") or []) > 1:
-            log.warning(
-                "The negative prompt has several parts; CPAM shows the first of them to the kept pixels. Connect one "
-                "plain negative prompt."
+            run.remarks.add(
+                Kind.IGNORED,
+                "Connect one plain negative prompt: of its parts CPAM shows the first to the kept pixels.",
             )
+        if self.localized:
+            judge_empty_prompts(run, self.name)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=torch.Generator().manual_seed(run.seed))
         return Manipulation(Target(self.masks.target, self.masks.refinement), (draws < self.normal_share).tolist())
 
@@ -184,7 +191,7 @@ class CPAM(MapControl, LatentControl):
         ]
 
     def _retains(self, call: AttentionCall) -> bool:
-        started = call.run.step >= Window(self.retain_start).first(call.run.steps)
+        started = call.run.step >= Window(self.retain_start).first_in(call.run)
         first = RETAIN_LAYER[call.run.family] if self.retain_layer is None else self.retain_layer
         return self.masks.retain and started and call.layer.index >= first
 

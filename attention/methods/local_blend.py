@@ -12,7 +12,7 @@ from ...host.families import Family
 from ..engine.acts import Act, How, Site, Window
 from ..engine.after_step import SourceAfterStep
 from ..engine.call import AttentionCall
-from ..engine.checks import check_source_prompt
+from ..engine.checks import check_source_prompt, check_target_prompt
 from ..engine.control import missing_steps
 from ..engine.moment import Moment
 from ..maps.probabilities import OBJECT_SCALE, cross_map, picked
@@ -73,8 +73,9 @@ class LocalBlend(SourceAfterStep):
         return found
 
     def begin(self, run: Moment) -> _Sums:
-        """Refuse a source prompt that the image was not inverted with."""
+        """Refuse prompts that the image was not inverted with, or that is not sampled with."""
         check_source_prompt(run, self.source, self.name)
+        check_target_prompt(run, self.target, self.name)
         return _Sums()
 
     def resumed(self, run: Moment, state: _Sums, before: _Sums | None) -> _Sums:

@@ -7,7 +7,6 @@ out = M_t Att(Q_t, K_s, V_s; M_s) + (1 - M_t) Att(Q_t, K_s, V_s; 1 - M_s).
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...host.families import Family, Layer, LayerByFamily
+from ...host.remarks import Kind
 from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
-from ..engine.checks import check_source_prompt
+from ..engine.checks import check_source_prompt, check_target_prompt
 from ..engine.control import Control, missing_steps
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
 from ..maps.probabilities import OBJECT_SCALE, cross_map
 from ..maps.sizes import alike
 from ..masks.cells import check_aspect, for_batch, resize
+from ..masks.judged import judge_mask
 from ..words.alignment import find_words
 from ..words.prompt import Prompt
-
-log = logging.getLogger(__name__)
 
 FIRST_LAYER = LayerByFamily("MasaCtrl's first layer", {"SD1.x": 10, "SD2.x": 10, "SDXL": 44})
 """L by family: the released 10 of 16; of SDXL's 70 the second third of the decoder's deepest blocks."""
@@ -90,16 +89,22 @@ class MasaCtrl(Control):
         first = FIRST_LAYER[family] if self.first_layer is None else self.first_layer
         return family.layers[first:]
 
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse masks of another picture."""
+        for mask in self.masks or ():
+            check_aspect(mask, size, "mask of MasaCtrl")
+
     def begin(self, run: Moment) -> Seen:
         for mask in self.masks or ():
-            check_aspect(mask, run.size, "mask of MasaCtrl")
+            judge_mask(run, mask, self.name)
         if self.words is not None:
             check_source_prompt(run, self.words.source, self.name)
+            check_target_prompt(run, self.words.target, self.name)
         if not self.layers(run.family):
-            log.warning(
-                "MasaCtrl does nothing: first_layer is %d, and the model's last layer is %d. Lower it.",
-                self.first_layer,
-                len(run.family.layers) - 1,
+            run.remarks.add(
+                Kind.IGNORED,
+                f"Lower MasaCtrl's first_layer: MasaCtrl does nothing: first_layer is {self.first_layer}, and the "
+                f"model's last layer is {len(run.family.layers) - 1}.",
             )
         return Seen()
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...host.families import Family
+from ...host.remarks import Kind
 from ..engine.acts import Act, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt, check_target_prompt
@@ -108,7 +109,23 @@ class P2P(MapControl):
         """Refuse prompts that the image was not inverted with, or that is not sampled with."""
         check_source_prompt(run, self.source, self.name)
         check_target_prompt(run, self.target, self.name)
+        self._judge_prompts(run)
         return Rewriting(self)
+
+    def _judge_prompts(self, run: Moment) -> None:
+        """What is asked for by two captions: that they differ, and that there is one."""
+        if not self.source.content:
+            run.remarks.add(
+                Kind.DOUBTFUL,
+                f"Describe the photograph in the source prompt: it is empty, and {self.name} carries over the maps of "
+                "its words.",
+            )
+        if self.source.ids == self.target.ids and not self.weights:
+            run.remarks.add(
+                Kind.DOUBTFUL,
+                f"Change a word in the target prompt, or weigh one: {self.name}'s two prompts are the same, which asks "
+                "for no edit.",
+            )
 
     def _rewrites(self, run: Moment, state: Rewriting) -> bool:
         return state.now(run) is not None

@@ -20,7 +20,7 @@ from ..engine.call import AttentionCall
 from ..engine.control import Control, MapControl
 from ..engine.moment import Moment, savable
 from ..engine.run import Run
-from ..masks.cells import as_mask, check_aspect, for_batch, resize
+from ..masks.cells import check_aspect, for_batch, resize, selecting
 
 ELSEWHERE = ("null text", "main prompt")
 """What pixels in no region read: the sampler's negative prompt, as in the paper, or its positive prompt."""
@@ -45,9 +45,7 @@ def make_region(mask: Tensor, conditioning: Conditioning) -> Region:
     Raises:
         ValueError: the mask selects nothing, or the conditioning is more than one plain prompt.
     """
-    chosen = as_mask(mask, "mask of the region")
-    if not chosen.flatten(1).any(1).all():
-        raise ValueError("The mask of a region selects nothing. Draw it, or leave the region out.")
+    chosen = selecting(mask, "mask of a region", "Draw the region, or leave it out")
     # What acts on a whole prompt's rows cannot be honoured: a region has none.
     states, _ = source_conditioning(conditioning, "prompt of a region")[0]
     return Region(chosen, states)

@@ -68,7 +68,7 @@ def probabilities(q, k, heads):
 
 
 def expected_heat(layers, size):
-    """The official code's way: maps of all tokens, mean of heads and words, over the maximum, nearest, summed."""
+    """This pack's way: maps of all tokens, mean of heads and words, over the maximum, nearest, summed."""
     total = torch.zeros(size)
     for q, k, heads, shape in layers:
         heat = probabilities(q, k, heads)[..., list(WORDS)].mean((0, 2)).reshape(1, 1, *shape)

@@ -17,6 +17,7 @@ from ....host.gradients import for_gradients, plain
 from ....host.guider import cfg_guider, run_sampler
 from ....host.marks import KEY
 from ....host.models import latent_of
+from ....host.remarks import Kind, remark
 from ....host.text_encoder import LearnableText, learnable
 from ....inversion.improvement import Found, Improvement
 from ....inversion.learned import LearnedText, without_learned
@@ -136,7 +137,7 @@ def _task(text: LearnableText, nouns: Nouns, mask: Tensor, shape: tuple[int, int
     cells = plain(resize(mask, shape, "any").flatten())
     task = Task(text, nouns, cells if cells.any() else None, shape)
     if not task.asks:
-        log.warning("%s: one noun and no background leave nothing to learn; name another noun.", NAME)
+        remark(Kind.DOUBTFUL, f"Name another noun: one noun and no background leave nothing to learn for {NAME}.")
     return task
 
 

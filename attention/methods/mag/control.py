@@ -22,6 +22,7 @@ from ...engine.control import LatentControl, Slopes, only_looks
 from ...engine.moment import Moment
 from ...engine.run import Run
 from ...masks.cells import check_aspect
+from ...masks.judged import judge_mask
 from .loop import guided
 from .parts import Guided, Part
 
@@ -39,6 +40,10 @@ class MAG(Part, LatentControl):
         """Nothing is changed there: in a pass made for the maps the engine takes them, see `reading`."""
         return (Act(Site.CROSS, self.layers(family), during=self._window, when=self._guides, how=How.STANDS_ON),)
 
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse a mask of another picture."""
+        check_aspect(self.mask, size, "mask of MAG-Edit")
+
     def begin(self, run: Run) -> Guided:
         """Check what it stands on, and say what it will cost.
 
@@ -55,7 +60,7 @@ class MAG(Part, LatentControl):
                 f"{', '.join(hindering)}, and what that makes of the cross-attention that MAG-Edit reads is not "
                 "defined. Remove one of the two."
             )
-        check_aspect(self.mask, run.size, "mask of MAG-Edit")
+        judge_mask(run, self.mask, self.name)
         if self.prompt is not None:
             check_target_prompt(run, self.prompt, self.name)
         self.curve.begin()

@@ -49,11 +49,9 @@ class MAGBlend(SourceAfterStep):
     guidable = True
 
     def begin(self, run: Run) -> Blending:
-        """The earliest start of all parts counts; a schedule may leave the last step out, and blends all the same."""
+        """The earliest start of all parts counts."""
         parts = [control for control in run.controls if isinstance(control, MAG)]
-        first = Window(min(part.blend for part in parts)).first(run.steps)
-        last = 0 if run.inversion is None else run.inversion.step(run.inversion.sigmas[1])
-        return Blending(parts, min(first, last) if first < run.steps else run.steps)
+        return Blending(parts, Window(min(part.blend for part in parts)).first_in(run))
 
     def acts(self, run: Moment, state: Blending) -> bool:
         return run.inversion is not None and run.step >= state.start

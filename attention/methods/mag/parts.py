@@ -12,7 +12,7 @@ from ....host.families import Family, Layer
 from ....host.marks import KEY
 from ...engine.moment import Moment, savable
 from ...engine.reading import Maps
-from ...masks.cells import as_mask, for_batch, resize
+from ...masks.cells import for_batch, resize, selecting
 from ...words.alignment import find_word
 from ...words.lines import split_words
 from ...words.prompt import Prompt
@@ -42,13 +42,9 @@ def drawn(mask: Tensor) -> Tensor:
     Raises:
         ValueError: of a wrong shape, or one of its masks selects nothing.
     """
-    chosen = as_mask(mask, "mask of MAG-Edit")
-    if not bool(chosen.flatten(1).any(1).all()):
-        raise ValueError(
-            "The mask of MAG-Edit selects nothing. Draw the place of the edit in Load Image's mask editor, or connect "
-            "a segmentation; an image without transparency gives an empty mask."
-        )
-    return chosen
+    return selecting(
+        mask, "mask of MAG-Edit", "Draw the place of the edit in Load Image's mask editor, or connect a segmentation"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,40 @@
+"""How many UNet evaluations a run will take, told before it starts."""
+
+from __future__ import annotations
+
+import logging
+
+from ...host.guider import is_guided
+from .run import Run
+
+log = logging.getLogger(__name__)
+
+
+def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
+    """Rows that a single-evaluation sampler will send through the UNet: (source rows, target rows)."""
+    calls = [s for s in run.sigmas[:-1] if s > 0]
+    source = second = 0
+    for sigma in calls:
+        run.move_to(sigma)
+        second += batch * len(further_rows(run)) if is_guided(run.guider) else 0
+        if run.inversion is not None:
+            source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
+    return source, second + len(calls) * batch * (2 if is_guided(run.guider) else 1)
+
+
+def further_rows(run: Run) -> list[str]:
+    """Names of the further negative prompts that run at this step."""
+    return [name for control in run.acting.guidance for name in control.rows()]
+
+
+def log_plan(run: Run, batch: int) -> None:
+    """Write into the log what is ahead; `batch`: images in the sampler's latent."""
+    source, target = planned_evaluations(run, batch)
+    names = " + ".join(control.name for control in run.controls) or "no edits"
+    log.info(
+        "Attention Edit plans %d UNet evaluations (%d source, %d target): %s",
+        source + target,
+        source,
+        target,
+        names,
+    )
