@@ -13,6 +13,8 @@ NULL_KEY = "attention_edit_null"
 """The name of the inversion's null text among the host's conditionings."""
 NULLED = ("negative", "empty_negative_prompt", KEY_NEGATIVE)
 """Conditionings in whose place the inversion's null text stands."""
+PATCHES = f"{KEY}_patches_replace"
+"""Transformer option: the replace patches of the call of the moment, which the host keeps from the patches itself."""
 _ROW = f"{KEY} row "
 
 

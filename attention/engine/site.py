@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...host.attention import host_attention
 from ...host.families import Layer
-from ...host.marks import KEY, KEY_NEGATIVE, is_row
+from ...host.marks import KEY, KEY_NEGATIVE, PATCHES, is_row
 from .acts import Act, How, Site
 from .call import AttentionCall, Features, SourceRows
 from .control import Control
@@ -139,7 +139,7 @@ class SiteHook:
         has the last word.
         """
         name = "attn1" if self.site is Site.SELF else "attn2"
-        found = options.get("patches_replace", {}).get(name, {}).get(self.layer.block)
+        found = options.get(PATCHES, {}).get(name, {}).get(self.layer.block)
         before = self.previous
         moved = hasattr(before, "to") and type(found) is type(before)  # the host has moved both to a device
         return None if found is before or moved else found

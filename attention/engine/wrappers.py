@@ -13,7 +13,7 @@ from torch import Tensor
 from ...host.caches import without_caches
 from ...host.families import family_of
 from ...host.guider import OwnSampler
-from ...host.marks import KEY, row_key
+from ...host.marks import KEY, PATCHES, row_key
 from ...host.models import prediction_of
 from ...host.remarks import Kind
 from . import learned_text
@@ -235,6 +235,7 @@ def _apply_model(
     run = _run_of(options)
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    options = {**options, PATCHES: options.get("patches_replace", {})}
     if run.reading:
         run.guiding += len(x)
     else:
