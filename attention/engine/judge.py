@@ -12,6 +12,7 @@ from ...host.conditioning import check_readable, same_text
 from ...host.guider import is_guided
 from ...host.remarks import Kind
 from . import null_text
+from .acts import How, Site
 from .checks import check_halves
 from .control import MapControl
 from .run import Run
@@ -98,12 +99,18 @@ def _judge_prompts(run: Run) -> None:
             f"Choose another task in Edit Masks to have the prompt drawn: with the task remove the object "
             f"{' and '.join(hidden)} shows it to no pixel.",
         )
-    if same and not hidden and is_guided(run.guider) and not _has_null_text(run):
+    if same and not hidden and is_guided(run.guider) and not (_has_null_text(run) or _brings_prompts(run)):
         run.remarks.add(
             Kind.DOUBTFUL,
             "Write into the positive prompt what the edit shall show: it is the same as the negative prompt, so that "
             "guidance does nothing.",
         )
+
+
+def _brings_prompts(run: Run) -> bool:
+    """Whether an act draws other prompts than the sampler's."""
+    acts = (act for declared in run.declared.values() for act in declared)
+    return any(act.at is Site.CROSS and act.how is How.REPLACES and act.contexts is not None for act in acts)
 
 
 def _has_null_text(run: Run) -> bool:

@@ -13,6 +13,7 @@ import torch
 from attention_edit.attention.engine import install as engine
 from attention_edit.attention.engine.checks import check_source_prompt
 from attention_edit.attention.masks.refinement import Refinement
+from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.local_blend import LocalBlend
 from attention_edit.attention.methods.mag.control import MAG
@@ -121,10 +122,24 @@ def test_local_blend_wants_a_mask_that_selects_something(model, inversion):
     given = (model, inversion, SOURCE, TARGET, "", "", "", 0.2, 0.3, 0.3)
     with pytest.raises(ValueError, match="selects nothing"):
         LocalBlendNode.execute(*given, mask=torch.zeros(1, 128, 128))
-    patched = LocalBlendNode.execute(*given, mask=torch.ones(1, 64, 128)).args[0]
-    patched = engine.pin(patched, inversion, tuple(inversion.schedule))
-    with pytest.raises(ValueError, match="mask of Local Blend is 128x64"):
-        tiny.sample(patched, tiny.prompt(2), tiny.prompt(3), edits.run_start(), torch.tensor([14.6, 0.0]))
+    with pytest.raises(ValueError, match=r"^Paint the mask of Local Blend at full.*strongest pixel is 0\.3,"):
+        LocalBlendNode.execute(*given, mask=torch.full((1, 128, 128), 0.3))
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        lambda mask: ExactBackground(mask),
+        lambda mask: CPAM(edits.masks(mask)),
+        lambda mask: MasaCtrl(masks=(mask, mask)),
+        lambda mask: MAG(((2,),), mask),
+    ],
+    ids=["background", "cpam", "masactrl", "mag-edit"],
+)
+def test_a_mask_of_another_picture_is_refused_where_it_meets_the_inversion(model, inversion, control):
+    """On the method's own node, and not at the sampler."""
+    with pytest.raises(ValueError, match="is 128x64, but the image is about 128x128"):
+        engine.install(model, control(torch.ones(1, 64, 128, dtype=torch.bool)), inversion)
 
 
 def test_mag_edit_names_one_of_several_occurrences():

@@ -14,6 +14,7 @@ from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.p2p import P2P
+from attention_edit.attention.methods.regions import RegionPrompts, make_region
 from attention_edit.host import progress, remarks
 from attention_edit.host.remarks import Kind, Remarks
 from attention_edit.inversion.ddim_inversion import DDIMInversion
@@ -86,6 +87,12 @@ def test_the_same_prompt_twice_and_a_batch_of_one_photograph(model, inversion, s
         "Write into the positive prompt what the edit shall show",
         "Give the sampler a latent of one image",
     }
+
+
+def test_with_prompts_of_regions_the_sampler_s_may_be_empty(model, said):
+    regions = RegionPrompts((make_region(edits.box().float(), tiny.prompt(7)),))
+    edits.run(model, plain_inversion(model), regions, positive=3)
+    assert not without_line(said)
 
 
 def test_a_removal_needs_no_prompt(model, said):
