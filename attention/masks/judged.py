@@ -27,7 +27,7 @@ def judge_mask(run: Moment, mask: Tensor, name: str) -> None:
 
 
 def judge_empty_prompts(run: Moment, name: str) -> None:
-    """Remark on an inversion's prompt other than the negative one, where a method wants both to be empty.
+    """Remark on a negative prompt of several parts, or other than the inversion's, where both are to be empty.
 
     Args:
         name: of the method, which shows the negative prompt to what is kept of the photograph.
@@ -35,6 +35,11 @@ def judge_empty_prompts(run: Moment, name: str) -> None:
     texts = [
         cond["cross_attn"] for cond in run.guider.conds.get("negative") or [] if cond.get("cross_attn") is not None
     ]
+    if len(texts) > 1:
+        run.remarks.add(
+            Kind.IGNORED,
+            f"Connect one plain negative prompt: of its parts {name} shows the first to the kept pixels.",
+        )
     if run.inversion is not None and texts and not encoded_alike(run.inversion.conditioning[0][0], texts[0]):
         run.remarks.add(
             Kind.DOUBTFUL,

@@ -123,11 +123,8 @@ class Target:
 
     def step_done(self, run: Moment) -> None:
         """Replace the mask by the refined one, if this step's maps make one."""
-        if self._refinement is None or self._words is None:
-            return
-        if not self._refinement.released:
+        if self._refinement is not None and self._words is not None and not self._refinement.released:
             self._refine(self._refinement, self._words, run)
-        self.by_step[run.step] = self.mask
 
     def _refine(self, refinement: Refinement, heat: Tensor, run: Moment) -> None:
         """Make the mask of the maps so far."""

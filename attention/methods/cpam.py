@@ -120,11 +120,6 @@ class CPAM(MapControl, LatentControl):
                 f"Lower CPAM's retain_layer: CPAM keeps no look: retain_layer is {self.retain_layer}, and the model's "
                 f"last layer is {len(run.family.layers) - 1}.",
             )
-        if self.localized and len(run.guider.conds.get("negative") or []) > 1:
-            run.remarks.add(
-                Kind.IGNORED,
-                "Connect one plain negative prompt: of its parts CPAM shows the first to the kept pixels.",
-            )
         if self.localized:
             judge_empty_prompts(run, self.name)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=torch.Generator().manual_seed(run.seed))
