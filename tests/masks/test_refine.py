@@ -141,11 +141,9 @@ def test_sizes_that_the_model_lacks_are_refused(model, inversion, options):
 def test_the_given_mask_holds_until_then(model, inversion, monkeypatch):
     """A refined mask that is the given one changes nothing; one that is everything makes the rest plain sampling."""
     plain = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0))
-    monkeypatch.setattr(
-        refine, "select", lambda heat, threshold, given, reachable: resize(given, tuple(heat.shape[1:]))
-    )
+    monkeypatch.setattr(refine, "usable", lambda chosen, given, reachable: resize(given, tuple(chosen.shape[1:])))
     assert torch.equal(edit(model, inversion, refinement()), plain)
-    monkeypatch.setattr(refine, "select", lambda heat, *_: torch.ones(heat.shape, dtype=torch.bool))
+    monkeypatch.setattr(refine, "usable", lambda chosen, *_: torch.ones(chosen.shape, dtype=torch.bool))
     stopped = edits.run(model, inversion, CPAM(edits.masks(), normal_share=0.0, end=HALF))
     assert torch.equal(edit(model, inversion, refinement()), stopped)
     assert not torch.equal(stopped, plain)
