@@ -7,9 +7,8 @@ Localized extraction (Eq 4) shows the prompt to the pixels inside the target mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -23,34 +22,12 @@ from ..engine.moment import Moment, savable
 from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.edit_masks import EditMasks
 from ..masks.judged import judge_empty_prompts, judge_mask
+from ..masks.places import Places, on_device
 from ..masks.target import Target
 
 KEY_MASKS = ("target", "source", "union")
 RETAIN_LAYER = LayerByFamily("CPAM's retain layer", {"SD1.x": 7, "SD2.x": 7, "SDXL": 54})
 """First layer that keeps an object's look, by family, as the official code sets it."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """Indices of image tokens in one layer, for the rows of one image (or of all, when they share masks).
-
-    Attributes:
-        rows: which of the target rows.
-        inside, outside: queries on either side of the target mask (Eq 3).
-        background: source keys that the background reads (Eq 1).
-        foreground: source keys that a retained object reads (Eq 2).
-    """
-
-    rows: slice
-    inside: Tensor
-    outside: Tensor
-    background: Tensor
-    foreground: Tensor
-
-    @property
-    def indices(self) -> tuple[Tensor, ...]:
-        """In the order of the fields."""
-        return self.inside, self.outside, self.background, self.foreground
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +134,7 @@ class CPAM(MapControl, LatentControl):
             out[place.rows] = _compose(call, place, retained)
         return out
 
-    def _placed(self, call: AttentionCall) -> list[_Places]:
+    def _placed(self, call: AttentionCall) -> list[Places]:
         """The masks of this layer's size as indices, found once for each M_t: of all sizes met so far in one copy."""
         state: Manipulation = call.state
         found = state.target.once((call.batch, call.q.device), dict)
@@ -165,10 +142,10 @@ class CPAM(MapControl, LatentControl):
             state.sizes.setdefault(call.shape)
             sizes = [size for size in state.sizes if size not in found]
             places = [self._places(state.target.mask, call.batch, size) for size in sizes]
-            found.update(zip(sizes, savable(lambda: _on_device(places, call.q.device)), strict=True))
+            found.update(zip(sizes, savable(lambda: on_device(places, call.q.device)), strict=True))
         return found[call.shape]
 
-    def _places(self, given: Tensor, batch: int, size: tuple[int, int]) -> list[_Places]:
+    def _places(self, given: Tensor, batch: int, size: tuple[int, int]) -> list[Places]:
         """M_t and what goes with it at a layer's size, as indices on the CPU."""
 
         def at(mask: Tensor) -> Tensor:
@@ -179,9 +156,7 @@ class CPAM(MapControl, LatentControl):
         sides = (target, ~target, at(~self.masks.source), foreground)
         shared = len(self.masks.source) == 1 and len(given) == 1
         return [
-            _Places(
-                slice(None) if shared else slice(item, None, batch), *(mask[item].nonzero()[:, 0] for mask in sides)
-            )
+            Places(slice(None) if shared else slice(item, None, batch), *(mask[item].nonzero()[:, 0] for mask in sides))
             for item in range(1 if shared else batch)
         ]
 
@@ -256,13 +231,6 @@ class Manipulation:
     sizes: dict[tuple[int, int], None] = field(default_factory=dict)
 
 
-def _on_device(layers: Sequence[Sequence[_Places]], device: torch.device) -> list[list[_Places]]:
-    """The same places on a device: one copy for all of them."""
-    indices = [index for places in layers for place in places for index in place.indices]
-    there = iter(torch.cat(indices).to(device).split([len(index) for index in indices]))
-    return [[_Places(place.rows, *islice(there, len(place.indices))) for place in places] for places in layers]
-
-
 def _look_at_words(call: AttentionCall) -> None:
     call.state.target.look("cross", call)
 
@@ -271,7 +239,7 @@ def _look_at_itself(call: AttentionCall) -> None:
     call.state.target.look("self", call)
 
 
-def _compose(call: AttentionCall, place: _Places, retained: bool) -> Tensor:
+def _compose(call: AttentionCall, place: Places, retained: bool) -> Tensor:
     """Eqs 1-3 for rows that share masks.
 
     The masks act on keys: masked keys are left out instead of being given -inf, and each query is computed
