@@ -28,6 +28,11 @@ def is_row(key: str) -> bool:
     return key.startswith(_ROW)
 
 
+def prompt_key(part: str) -> str:
+    """The key of a prompt that a part of a branch has instead of the sampler's."""
+    return f"{KEY} prompt of {part}"
+
+
 STATES = f"{KEY}_states"
 """Option of a CONDITIONING: its text states for every step, (S - 1, 1 or B, L, C) from clean to noisy."""
 

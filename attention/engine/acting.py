@@ -33,23 +33,24 @@ class Acting:
                 found.setdefault((act.at, place), []).append((control, act))
         return {key: sorted(acts, key=lambda done: done[1].how is not How.REPLACES) for key, acts in found.items()}
 
-    def at(self, site: Site, place: int | Block) -> list[Done]:
-        """What is done in a layer or block, first what computes it anew."""
-        return self._places.get((site, place), [])
+    def at(self, site: Site, place: int | Block, on: str | None = None) -> list[Done]:
+        """What is done in a layer or block, first what computes it anew; with `on`, to the rows of that part alone."""
+        found = self._places.get((site, place), [])
+        return found if on is None else [done for done in found if done[1].on == on]
 
-    def reads(self, site: Site, place: int | Block) -> set[str]:
-        """Which of the source's "q", "k" and "v" are read there."""
-        return {part for _, act in self.at(site, place) for part in act.reads}
+    def reads(self, site: Site, place: int | Block, of: str = "") -> set[str]:
+        """Which "q", "k" and "v" are read there, of the source or of a branch's part."""
+        return {part for _, act in self.at(site, place) if act.of == of for part in act.reads}
 
     @cached_property
     def reads_source(self) -> bool:
         """Whether any act reads the source."""
-        return any(act.reads for _, act in self.acts)
+        return any(act.reads and not act.of for _, act in self.acts)
 
     @cached_property
     def own_half(self) -> bool:
         """Whether any act reads each half of guidance from its own half of the source."""
-        return any(act.reads and act.own_half for _, act in self.acts)
+        return any(act.reads and act.own_half and not act.of for _, act in self.acts)
 
     @cached_property
     def keeps_sums(self) -> bool:

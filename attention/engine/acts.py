@@ -110,6 +110,8 @@ class Act:
         when: a further condition inside the window, given the moment and the control's state.
         do: the attention of the target rows, (R, N, C); called with an `AttentionCall`. LOOKS returns nothing.
         reads: which of the source's "q", "k" and "v" it reads at this site; none: the source need not run for it.
+        on: the part of a branch whose rows it acts on; empty: those of the sampler's own latent and prompts.
+        of: the part of a branch that it reads in the source's place; empty: the source.
         own_half: each half of guidance reads its own half of the source. Costs a second source row per step, unless
             the source prompt is the negative prompt (both empty, as for photographs): then the halves are the same.
         how: how it stands to what was there.
@@ -124,6 +126,8 @@ class Act:
     when: Callable[[Moment, Any], bool] | None = None
     do: Callable[[Any], Any] | None = None
     reads: str = ""
+    on: str = ""
+    of: str = ""
     own_half: bool = False
     how: How = How.REPLACES
     contexts: Callable[[Moment, Any], Mapping[str, Tensor]] | None = None
@@ -140,6 +144,7 @@ class Act:
     def excludes(self, other: Act, steps: int | None) -> tuple[Layer, ...]:
         """Layers whose attention both compute anew at the same time."""
         replaces = self.how is other.how is How.REPLACES
-        if not replaces or self.at is not other.at or not self.during.overlaps(other.during, steps):
+        apart = self.at is not other.at or not self.during.overlaps(other.during, steps)
+        if not replaces or self.on != other.on or apart:
             return ()
         return tuple(layer for layer in self.layers if layer in other.layers)

@@ -1,4 +1,4 @@
-"""Memory that the source's features take, told to the host before it loads the model for a run.
+"""Memory that features of the source and of branches take, told to the host before it loads the model for a run.
 
 The host makes room for a batch by an estimate that knows nothing of what is kept beside it; without this it would
 offload too little and run out of memory in the first step.
@@ -18,22 +18,26 @@ TEXT = 77
 """Text tokens that a prompt is taken to have; longer ones make little of the sum."""
 
 
-def kept_bytes(plan: Plan, family: Family, model: Any, size: tuple[int, int]) -> int:
-    """Most bytes of the source's features that are held at one time, by what the plan's acts read.
+def kept_bytes(plan: Plan, family: Family, model: Any, size: tuple[int, int], rows: int = 2) -> int:
+    """Most bytes of features that are held at one time, of the source and of branches, by what the plan's acts read.
 
     Args:
         plan: the controls and their inversion. model: the host's MODEL, for widths and precision.
-        size: (h, w) of the latent.
+        size: (h, w) of the latent. rows: of the sampler's batch; as many as the two halves of an image that one
+            other is sampled beside.
     """
     if plan.inversion is None:
         return 0
-    acts = [act for control in plan.controls for act in control.acts_on(family) if act.reads]
+    every = [act for control in plan.controls for act in control.acts_on(family) if act.reads]
+    acts = [act for act in every if not act.of]
     unet, item = model.get_model_object("diffusion_model"), model.model.get_dtype_inference().itemsize
     halves = 2 if any(act.own_half for act in acts) else 1
-    parts: dict[tuple[Any, ...], int] = {}
-    for act in acts:
-        parts |= _parts(act, family, unet, size)
-    return sum(parts.values()) * plan.inversion.batch * halves * item
+    source: dict[tuple[Any, ...], int] = {}
+    beside: dict[tuple[Any, ...], int] = {}
+    for act in every:
+        kept = beside if act.of else source
+        kept |= {(act.of, place): numbers for place, numbers in _parts(act, family, unet, size).items()}
+    return (sum(source.values()) * plan.inversion.batch * halves + sum(beside.values()) * rows) * item
 
 
 def _parts(act: Act, family: Family, unet: Any, size: tuple[int, int]) -> dict[tuple[Any, ...], int]:
@@ -63,7 +67,7 @@ def _unet_block(unet: Any, place: tuple[str, int]) -> Any:
 def make_room(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap the host's preparation of a run: rows beside those of the batch stand for what is kept."""
     plan, size = plan_of(patcher), (int(noise_shape[-2]), int(noise_shape[-1]))
-    kept = kept_bytes(plan, family_of(patcher), patcher, size)
+    kept = kept_bytes(plan, family_of(patcher), patcher, size, int(noise_shape[0]))
     if kept:
         row = patcher.model.memory_required([2, *noise_shape[1:]])  # the host asks for both halves of guidance
         noise_shape = [noise_shape[0] + ceil(kept / max(1, row)), *noise_shape[1:]]

@@ -22,7 +22,7 @@ class Moment:
     Attributes:
         family: the model's blocks. seed: the sampler node's.
         sigmas: the sampler's schedule, noisy to clean.
-        size: (h, w) of the latent.
+        size: (h, w) of the latent. batch: images of the run's own.
         guider: the host's guider that runs it, for its processed conditionings.
         inversion: the source image, if any control reads one.
         sigma, step: where the run is; the step counts the inversion's DDIM steps from the noisy end.
@@ -37,6 +37,7 @@ class Moment:
     size: tuple[int, int]
     guider: Any
     inversion: Inversion | None = None
+    batch: int = 1
     sigma: float = 0.0
     step: int = 0
     states: dict[Any, Any] = field(default_factory=dict)

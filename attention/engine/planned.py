@@ -1,4 +1,4 @@
-"""How many UNet evaluations a run will take, told before it starts."""
+"""UNet evaluations that a run is planned to cost, said before its first step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from .run import Run
 log = logging.getLogger(__name__)
 
 
-def planned_evaluations(run: Run, batch: int) -> tuple[int, int]:
-    """Rows that a single-evaluation sampler will send through the UNet: (source rows, target rows)."""
+def planned_evaluations(run: Run) -> tuple[int, int]:
+    """Rows that a single-evaluation sampler will send through the UNet: (source rows, rows of what is sampled)."""
     calls = [s for s in run.sigmas[:-1] if s > 0]
     source = second = 0
     for sigma in calls:
         run.move_to(sigma)
-        second += batch * len(further_rows(run)) if is_guided(run.guider) else 0
+        second += run.batch * len(further_rows(run)) if is_guided(run.guider) else 0
         if run.inversion is not None:
-            source += len(run.sources()) * (batch if run.packs() else run.inversion.batch)
-    return source, second + len(calls) * batch * (2 if is_guided(run.guider) else 1)
+            source += len(run.sources()) * (run.batch if run.packs() else run.inversion.batch)
+    parts = sum(len(branch.parts) for branch in run.branches) or 1
+    return source, second + len(calls) * run.batch * parts * (2 if is_guided(run.guider) else 1)
 
 
 def further_rows(run: Run) -> list[str]:
@@ -27,9 +28,9 @@ def further_rows(run: Run) -> list[str]:
     return [name for control in run.acting.guidance for name in control.rows()]
 
 
-def log_plan(run: Run, batch: int) -> None:
-    """Write into the log what is ahead; `batch`: images in the sampler's latent."""
-    source, target = planned_evaluations(run, batch)
+def log_plan(run: Run) -> None:
+    """Say what a run will cost, and what acts in it."""
+    source, target = planned_evaluations(run)
     names = " + ".join(control.name for control in run.controls) or "no edits"
     log.info(
         "Attention Edit plans %d UNet evaluations (%d source, %d target): %s",

@@ -33,14 +33,12 @@ def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dic
     captured = call.run.captured.setdefault((Site.RESIDUAL, block), {})
     for role, _length, rows in call.sources:
         captured[role] = Features(out[rows], skip[rows], skip[rows])
-    if len(call.target_rows):
+    if call.own is not None:
         if KEY not in captured:
             raise source_missing(call.run, f"block {' '.join(map(str, block))}")
-        source = SourceRows([captured[KEY]] * len(call.target_roles), call.batch)
-        result = torch.empty_like(out)
-        if len(call.source_rows):
-            result[call.source_rows] = out[call.source_rows]
-        result[call.target_rows] = source.q + (skip[call.target_rows] - source.k)
+        source, rows = SourceRows([captured[KEY]] * len(call.own.roles), call.batch), call.own.rows
+        result = out.clone() if len(rows) < len(out) else torch.empty_like(out)
+        result[rows] = source.q + (skip[rows] - source.k)
         return result
     return out
 

@@ -9,12 +9,14 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...host.families import Layer
-from ...host.marks import KEY, SOURCES
+from ...host.marks import KEY, KEY_NEGATIVE, SOURCES
 from .acting import Acting
 from .acts import Act, Site
+from .branches import Branch, BranchControl
 from .call import AttentionCall
 from .control import Control
 from .moment import Moment
@@ -40,6 +42,10 @@ class Run(Moment):
         halved: whether the source's two halves of guidance differ, so that an act may want both.
         acted: controls that have acted in this run.
         apart: whether a packed source did not fit into memory, and runs in a call of its own since.
+        branches: the images that are sampled side by side, the run's own first; none for that one alone.
+        riding: latents (B, C, h, w) of parts whose rows are in a call of another branch's.
+        bring: runs the branches that are read, where the host has put off their rows in such a call.
+        ended: the latents that the branches ended with, by name, in DDPM scale.
         evaluations, guiding: rows that went through the UNet to be sampled with, and rows that went for a gradient.
         reading: what the UNet call of the moment is made for, if it is one that is differentiated.
         resumes: whether it goes on where another run ended; left: the controls' states there, as far as known.
@@ -53,6 +59,10 @@ class Run(Moment):
     packed_source: Tensor | None = None
     apart: bool = False
     capture_now: Callable[[], None] | None = None
+    branches: tuple[Branch, ...] = ()
+    riding: dict[str, Tensor] = field(default_factory=dict)
+    bring: Callable[[], Any] | None = None
+    ended: dict[str, Tensor] = field(default_factory=dict)
     cross_tokens: dict[tuple[str, int, int], int] = field(default_factory=dict)
     acted: set[Control] = field(default_factory=set)
     sites_called: set[tuple[Site, int]] = field(default_factory=set)
@@ -71,6 +81,18 @@ class Run(Moment):
     def controls(self) -> tuple[Control, ...]:
         """The plan's controls in order."""
         return self.plan.controls
+
+    def own(self, x: Tensor) -> Tensor:
+        """The rows of the run's own images in the sampler's batch (R, ...)."""
+        return x[: self.batch] if self.branches else x
+
+    def with_own(self, x: Tensor, own: Tensor) -> Tensor:
+        """The sampler's batch (R, ...) with other rows (B, ...) for the run's own images."""
+        return torch.cat([own, x[self.batch :]]) if self.branches else own
+
+    def null_text(self, key: str) -> Tensor | None:
+        own = [control for control in self.controls if isinstance(control, BranchControl) and control.keeps_negative]
+        return None if own and key != KEY_NEGATIVE else super().null_text(key)
 
     def begin(self) -> None:
         """Let every control check the run and make its state."""
@@ -118,7 +140,7 @@ class Run(Moment):
         return target
 
     def packs(self) -> bool:
-        """Whether the source rides in the target's call at this step; not where others read it before that."""
+        """Whether source and branches ride in the target's call at this step; not where others read it before that."""
         return self.plan.packed and not self.apart and not self.acting.moves
 
     def sources(self) -> tuple[str, ...]:
@@ -128,10 +150,11 @@ class Run(Moment):
         return SOURCES if self.halved and self.acting.own_half else (KEY,)
 
     def forget_source(self) -> None:
-        """Drop the source's features and what brings them."""
+        """Drop the features that are read, of the source and of branches, and what brings them."""
         self.captured.clear()
         self.roles_captured.clear()
-        self.packed_source = self.capture_now = None
+        self.riding = {}
+        self.packed_source = self.capture_now = self.bring = None
 
     @contextmanager
     def guided(self, reading: Reading, alone: Control | None = None) -> Iterator[Reading]:

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from ...host.attention import host_attention
 from ...host.families import Layer
-from ...host.marks import KEY, KEY_NEGATIVE, PATCHES, is_row
+from ...host.marks import KEY, PATCHES
 from .acts import Act, How, Site
-from .call import AttentionCall, Features, SourceRows
+from .call import AttentionCall, SourceRows
 from .control import Control
-from .roles import Call
+from .features import capture, read
+from .roles import Call, Group
 from .run import Phase, Run
 
-UNCONDITIONAL = ("negative", "empty_negative_prompt")
-"""The host's guiders' names of conditionings that stand for the absence of the prompt."""
 ANY = Act(Site.CROSS, reads="qk")
 """What a map that is read for itself reads of the source, where that is kept."""
 
@@ -112,24 +111,23 @@ class SiteHook:
             run.sites_called.add((self.site, self.layer.index))
         if not isinstance(call, Call):
             return self._before(q, k, v, options, mask)
-        tokens = self._own_tokens(options, k)
-        source_rows, target_rows = call.source_rows, call.target_rows
+        tokens, groups = self._own_tokens(options, k), call.groups
         whole = Own(lambda: self._before(q, k[:, :tokens], v[:, :tokens], options, mask), plain=False)
-        self._capture(call, q, k, v)
-        if len(target_rows) == 0:
+        capture(call, self.site, self.layer, q, k, v)
+        if not groups:
             return whole()
-        if len(source_rows) == 0:
-            return self._controlled(call, q, k, v, options, whole)
-        # Packed: the source's rows are ahead of the target's in time, whatever their place in the batch.
-        out = torch.empty_like(q)
-        if self.previous is None:
-            k_source, v_source = k[source_rows, :tokens], v[source_rows, :tokens]
-            out[source_rows] = host_attention(q[source_rows], k_source, v_source, options)
-            own: Own | None = None
-        else:
-            out[source_rows] = whole()[source_rows]
-            own = Own(lambda: whole()[target_rows], plain=False)
-        out[target_rows] = self._controlled(call, q[target_rows], k[target_rows], v[target_rows], options, own)
+        if len(groups) == 1 and not call.sources:
+            return self._controlled(call, groups[0], q, k, v, options, whole)
+        # Packed, or branches: each part's rows are asked for by themselves. What is read of others is there already.
+        out, sources = torch.empty_like(q), call.source_rows
+        if len(sources) and self.previous is None:
+            out[sources] = host_attention(q[sources], k[sources, :tokens], v[sources, :tokens], options)
+        elif len(sources):
+            out[sources] = whole()[sources]
+        for group in groups:
+            rows = group.rows
+            own = None if self.previous is None else Own(partial(_at, whole, rows), plain=False)
+            out[rows] = self._controlled(call, group, q[rows], k[rows], v[rows], options, own)
         return out
 
     def _set_later(self, options: dict[str, Any]) -> Any:
@@ -149,24 +147,10 @@ class SiteHook:
             return self.previous(q, k, v, options)
         return host_attention(q, k, v, options, mask)
 
-    def _capture(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Keep the source's features, if a control reads them, without the host's repetition of its text."""
-        reads = call.run.acting.reads(self.site, self.layer.index) if call.sources else ()
-        if not reads:
-            return
-        captured = call.run.captured.setdefault((self.site, self.layer.index), {})
-        for role, length, rows in call.sources:
-            text = slice(length or None) if self.site is Site.CROSS else slice(None)
-            alone = len(rows) == len(q)
-            parts = {"q": (q, slice(None)), "k": (k, text), "v": (v, text)}
-            captured[role] = Features(
-                **{name: parts[name][0][:, parts[name][1]][slice(None) if alone else rows] for name in reads}
-            )
-
     def _controlled(
-        self, call: Call, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], own: Own | None
+        self, call: Call, group: Group, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], own: Own | None
     ) -> Tensor:
-        """Ask the controls that act on this layer, each of them standing on the one before it."""
+        """Ask the controls that act on a group's rows in this layer, each of them standing on the one before it."""
         run, tokens = call.run, self._own_tokens(options, k)
         extra = _split_extra(run, self.layer, k, v, tokens) if self.site is Site.CROSS else None
         k, v = k[:, :tokens], v[:, :tokens]
@@ -178,10 +162,10 @@ class SiteHook:
                 f"Layer {self.layer.index} has {q.shape[1]} image tokens where its map is {shape[0]}x{shape[1]}: "
                 "another patch merges or tiles tokens (Token Merging, HyperTile). Remove it from the edited model."
             )
-        call_of = self._calls(call, q, k, v, options, (int(shape[0]), int(shape[1])), extra)
+        call_of = self._calls(call, group, q, k, v, options, (int(shape[0]), int(shape[1])), extra)
         if run.reading is not None and self.site is Site.CROSS:
             run.reading.take(call_of(own))
-        for control, act in run.acting.at(self.site, self.layer.index):
+        for control, act in run.acting.at(self.site, self.layer.index, group.part):
             if act.do is None:
                 continue
             if act.how is not How.LOOKS:
@@ -193,6 +177,7 @@ class SiteHook:
     def _calls(
         self,
         call: Call,
+        group: Group,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -200,17 +185,11 @@ class SiteHook:
         shape: tuple[int, int],
         extra: dict[str, tuple[Tensor, Tensor]] | None,
     ) -> Callable[..., AttentionCall]:
-        """What acts are handed: the same for all of them, but for what each stands on and reads of the source."""
-        conditional = tuple(role not in UNCONDITIONAL and not is_row(role) for role in call.target_roles)
-        captured = call.run.captured.get((self.site, self.layer.index))
+        """What acts are handed: the same for all of them, but for what each stands on and reads of others."""
 
         @cache
-        def source(own_half: bool) -> SourceRows | None:
-            if not captured or KEY not in captured:
-                return None
-            prompt = captured[KEY]
-            other = captured.get(KEY_NEGATIVE, prompt) if own_half else prompt
-            return SourceRows([prompt if chunk else other for chunk in conditional], call.batch, q.dtype)
+        def source(of: str, own_half: bool) -> SourceRows | None:
+            return read(call, group, (self.site, self.layer.index), of, own_half, q.dtype)
 
         def call_of(own: Own, control: Control | None = None, act: Act = ANY) -> AttentionCall:
             return AttentionCall(
@@ -220,20 +199,24 @@ class SiteHook:
                 q=q,
                 k=k,
                 v=v,
-                conditional=conditional,
+                conditional=group.conditional,
                 batch=call.batch,
                 own=own,
                 attend=lambda a, b, c, mask=None: host_attention(a, b, c, options, mask),
-                source=source(act.own_half) if act.reads else None,
+                source=source(act.of, act.own_half) if act.reads else None,
                 state=None if control is None else call.run.states.get(control),
                 heads=options["n_heads"],
-                lengths=tuple(n or k.shape[1] for n in call.target_lengths),
+                lengths=tuple(n or k.shape[1] for n in group.lengths),
                 extra=extra,
                 guiding=call.run.reading is not None,
                 rewrite=call.run.rewritten,
             )
 
         return call_of
+
+
+def _at(whole: Own, rows: Tensor) -> Tensor:
+    return whole()[rows]
 
 
 def _split_extra(run: Run, layer: Layer, k: Tensor, v: Tensor, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:

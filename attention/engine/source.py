@@ -14,18 +14,18 @@ import comfy.samplers
 from torch import Tensor
 
 from ...host.caches import without_caches
-from ...host.conditioning import CONTROL, beside_text, same_text, source_conditioning
+from ...host.conditioning import CONTROL, Conditioning, beside_text, same_text, source_conditioning
 from ...host.guider import is_guided
-from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, row_key
+from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, prompt_key, row_key
 from . import null_text as null_context
 from .control import GuidanceControl
 from .moment import savable
-from .roles import Call
+from .roles import Call, is_conditional
 from .run import Phase, Run
 
 
 def add_conditionings(run: Run) -> None:
-    """Put the source's conditionings, and further negative prompts, among those of the run's guider.
+    """Put the source's conditionings, branches' prompts and further negative ones among those of the run's guider.
 
     The host processes them with the others, as soon as the run begins.
 
@@ -41,6 +41,11 @@ def add_conditionings(run: Run) -> None:
                 raise ValueError(f"{brought[name]} and {control.name} both bring a {name} prompt; disconnect one.")
             brought[name] = control.name
             conds[row_key(name)] = comfy.sampler_helpers.convert_cond(source_conditioning(given))
+    for branch in run.branches:
+        for part in branch.parts:
+            if part.prompt is not None:
+                given = _prompt_of(run, source_conditioning(part.prompt, f"prompt of {part.name}"))
+                conds[prompt_key(part.name)] = comfy.sampler_helpers.convert_cond(given)
     if run.inversion is None:
         return
     conds[KEY] = comfy.sampler_helpers.convert_cond(source_conditioning(run.inversion.conditioning))
@@ -53,6 +58,13 @@ def add_conditionings(run: Run) -> None:
         if negative is not None and (changing or not same_text(negative, conds[KEY][0])):
             conds[KEY_NEGATIVE] = comfy.sampler_helpers.convert_cond([[negative.get("cross_attn"), negative]])
             run.halved = True
+
+
+def _prompt_of(run: Run, given: Conditioning) -> Conditioning:
+    """A part's prompt with the ControlNets that are on the sampler's positive prompt."""
+    positive = (run.guider.conds.get("positive") or [{}])[0]
+    beside = {key: positive[key] for key in CONTROL if key in positive}
+    return [[states, {**options, **beside}] for states, options in given]
 
 
 def _negative(conds: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -106,6 +118,8 @@ def source_conds(run: Run) -> list[list[dict[str, Any]]]:
 
 def present_as(run: Run, roles: tuple[str, ...], indices: list[int]) -> list[int]:
     """The host's marks of rows for other packs, which know 0 (conditional) and 1 only: 1 leaves a row alone."""
+    if run.branches:
+        return [0 if role not in SOURCES and is_conditional(role) else 1 for role in roles]
     packed = run.packed_source is not None and run.phase is Phase.EDIT
     ahead = len(run.sources()) if packed else 0
     return [1 if role in SOURCES or is_row(role) else index - ahead for role, index in zip(roles, indices, strict=True)]
@@ -117,7 +131,7 @@ def with_source(run: Run, call: Call, x: Tensor) -> Tensor:
     if packed is None or capture is None:
         return x
     missing = set(run.sources()) - set(call.roles) - run.roles_captured
-    if len(call.target_rows) and missing:
+    if call.groups and missing:
         # The host split the batch (memory, ControlNet) and the target came first.
         capture()
         run.roles_captured |= set(run.sources())

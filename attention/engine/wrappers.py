@@ -18,6 +18,7 @@ from ...host.models import prediction_of
 from ...host.remarks import Kind
 from . import learned_text
 from . import null_text as null_context
+from .beside import begin_branches, bring_in_time, only_own, predict, ride, row_of
 from .checks import check_acted, check_counted, check_no_mask, check_whole
 from .control import LatentControl, moves
 from .judge import check_run, judge, tell_used
@@ -31,6 +32,7 @@ from .run import Phase, Run
 from .slopes import Network
 from .source import add_conditionings, prepare_source, present_as, source_conds, with_source
 from .span import Span, leave, span_of
+from .starts import ended, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +66,16 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     given = noise, latent_image, sigmas
     span = Span(*given) if own else span_of(plan, latent_format, *given, seed or 0)
     noise, latent_image, sigmas = span.noise, span.latent, span.sigmas
-    run = _start(plan, guider, span, seed)
+    run = _start(plan, guider, span, seed, sampler)
     if not own:
         check_counted(run)
     if plan.schedule is not None:
         tell_used(run, sampler, given[2].tolist(), bool(given[0].any()))
     judge(run, sampler, latent_image.shape[0])
     run.remarks.show()
+    latent_image, noise = side_by_side(run, latent_format, latent_image, noise)
     options[KEY] = run
+    callback = only_own(run, callback)
     if any(moves(control) for control in plan.controls):
         callback = checked(run, callback)
     try:
@@ -89,7 +93,7 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     return out
 
 
-def _start(plan: Plan, guider: Any, span: Span, seed: int | None) -> Run:
+def _start(plan: Plan, guider: Any, span: Span, seed: int | None, sampler: Any) -> Run:
     """The run's state, after everything that can be checked before sampling has been."""
     model, sigmas, latent = guider.model_patcher, span.sigmas.tolist(), span.latent
     family = family_of(model)
@@ -104,29 +108,25 @@ def _start(plan: Plan, guider: Any, span: Span, seed: int | None) -> Run:
             )
     size = (int(latent.shape[-2]), int(latent.shape[-1]))
     seed, left = (span.before.seed, span.before.states) if span.before else (seed or 0, {})
-    run = Run(family, seed, sigmas, size, guider, plan.inversion, plan=plan, resumes=span.resumes, left=left)
+    given = family, seed, sigmas, size, guider, plan.inversion, latent.shape[0]
+    run = Run(*given, plan=plan, resumes=span.resumes, left=left)
+    begin_branches(run, sampler)
     add_conditionings(run)
     check_run(run)
     savable(run.begin)
-    log_plan(run, latent.shape[0])
+    log_plan(run)
     return run
 
 
 def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
-    """The final latent: off the scale of the schedule's last level, what controls make of it, and their end.
-
-    The inversion's schedule ends at sigma_0, where alpha is alpha_0 and not 1 ("set alpha to one" off); samplers
-    leave x there, the image latent is z = x / sqrt(1 + sigma_0^2). A run that ends before that leaves x itself, from
-    which another one goes on.
-    """
-    last = run.sigmas[-1]
+    """The final latent (B, C, h, w): what controls make of it, and their end; the branches' are left in `run.ended`."""
     if run.inversion is not None:
-        z, source = latent_format.process_in(out), run.inversion.latents[0]
+        found, source = ended(run, latent_format, out), run.inversion.latents[0]
+        z = run.own(found)
+        run.ended = {b.name: x for b, x in zip(run.branches, found.split(run.batch), strict=bool(run.branches))}
         if not run.whole:
-            run.move_to(last)
-            source = run.inversion.at(last)
-        elif last > 0:
-            z = z / (1 + last * last) ** 0.5
+            run.move_to(run.sigmas[-1])
+            source = run.inversion.at(run.sigma)
         for control in run.controls:
             if isinstance(control, LatentControl) and control in run.acted:
                 z = control.result(run, run.states[control], z, source)
@@ -161,18 +161,23 @@ def _predict_noise(
     try:
         if run.inversion is not None and acting.reads_source:
             prepare_source(run, guider, timestep, model_options)
+        own = run.own(x)
         if acting.moves:
-            move(run, x, Network(run, guider, timestep, without_caches(model_options)))
-        given = x
+            move(run, own, Network(run, guider, run.own(timestep), without_caches(model_options)))
+        given = own
         for control in acting.latents:
             given = control.given(run, run.states[control], given, run.sigma)
         with run.during(Phase.EDIT):
-            denoised = _apart_if_needed(run, guider, (given, timestep, model_options, seed), executor)
+            asked = (x if given is own else run.with_own(x, given), timestep, model_options, seed)
+            denoised = _apart_if_needed(run, guider, asked, executor)
     finally:
         run.forget_source()
+    if not acting.latents:
+        return denoised
+    found = run.own(denoised)
     for control in acting.latents:
-        denoised = control.predicted(run, run.states[control], denoised, x, run.sigma)
-    return denoised
+        found = control.predicted(run, run.states[control], found, own, run.sigma)
+    return run.with_own(denoised, found)
 
 
 def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: Any) -> Tensor:
@@ -211,13 +216,21 @@ def _calc_cond_batch(
     halves = len(conds) > 1 and conds[0] is not None and conds[1] is not None
     names = further_rows(run) if halves else []
     further = [[c for c in run.guider.conds[row_key(name)] if "area" not in c] for name in names]
-    out = executor(model, [*sources, *conds, *further], x_in, timestep, model_options)[len(sources) :]
-    if halves:
-        predictions = {"cond": out[0], "uncond": out[1], **dict(zip(names, out[len(conds) :], strict=True))}
+
+    def evaluate(given: list[Any], x: Tensor) -> list[Tensor]:
+        return executor(model, given, x, timestep[: len(x)], model_options)
+
+    if run.branches:
+        out, behind = predict(run, evaluate, conds, x_in, sources, further)
+    else:
+        found = evaluate([*sources, *conds, *further], x_in)[len(sources) :]
+        out, behind = found[: len(conds)], found[len(conds) :]
+    if halves and run.acting.guidance:
+        predictions = {"cond": run.own(out[0]), "uncond": run.own(out[1]), **dict(zip(names, behind, strict=True))}
         for control in run.acting.guidance:
             predictions |= control.combine(run, run.states[control], predictions)
-        out[0], out[1] = predictions["cond"], predictions["uncond"]
-    return out[: len(conds)]
+        out[0], out[1] = run.with_own(out[0], predictions["cond"]), run.with_own(out[1], predictions["uncond"])
+    return out
 
 
 def _apply_model(
@@ -247,12 +260,14 @@ def _apply_model(
         # Another pack's call with options of its own: nobody has said whose rows these are, so none is ours.
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     check_whole(run, x)
-    found = [run.role_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True)]
+    rows = tuple(row_of(uuid, index) for uuid, index in zip(uuids, indices, strict=True))
+    found = [run.role_of(row.uuid, row.half) for row in rows]
     roles, lengths = tuple(role for role, _ in found), tuple(length for _, length in found)
-    call = Call(run, roles, len(x) // len(roles), x.device, lengths)
+    call = Call(run, roles, len(x) // len(roles), x.device, lengths, rows)
     options = {**options, KEY: call, "cond_or_uncond": present_as(run, roles, indices)}
-    if run.packed_source is not None and run.phase is Phase.EDIT:
-        x = with_source(run, call, x)
+    if run.phase is Phase.EDIT:
+        bring_in_time(run, call)
+        x = ride(run, rows, with_source(run, call, x))
     return left_early(x, lambda: executor(x, t, c_concat, c_crossattn, control, options, **kwargs))
 
 
