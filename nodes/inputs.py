@@ -35,16 +35,16 @@ MAPS_LAYERS = (
 """What the layers of methods do that take the source's maps."""
 
 
-def layers_inputs(rule: str = LAYER_RULES[0], tooltip: str = MAPS_LAYERS) -> list[io.Input]:
+def layers_inputs(rule: str = LAYER_RULES[0], tooltip: str = MAPS_LAYERS, own: tuple[str, ...] = ()) -> list[io.Input]:
     """A rule for layers, and a range for those who want another.
 
     Args:
-        rule: the default. tooltip: what happens in these layers.
+        rule: the default. tooltip: what happens in these layers. own: rules that the method alone has.
     """
     return [
         io.Combo.Input(
             "layers",
-            options=[*LAYER_RULES, CUSTOM_RANGE],
+            options=[*own, *LAYER_RULES, CUSTOM_RANGE],
             default=rule,
             tooltip=tooltip,
             advanced=True,

@@ -11,6 +11,8 @@ RefinedSocket = io.Custom("AEDIT_REFINED")
 PromptSocket = io.Custom("AEDIT_PROMPT")
 MapsSocket = io.Custom("AEDIT_MAPS")
 CurveSocket = io.Custom("AEDIT_CURVE")
+BesideSocket = io.Custom("AEDIT_BESIDE")
+"""Images that a method samples beside the edit, see `engine.branches`."""
 CATEGORY = "attention edit"
 ALL_SIZES, NO_SIZE = "all", "none"
 MAP_SIZES = ["quarter", "half", "full", "eighth", ALL_SIZES]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ...host.marks import prompt_key
-from .branches import OWN, Branch, BranchControl, Part
+from .branches import OWN, Branch, BranchControl, BranchPart
 from .roles import Call, Row, is_conditional
 from .run import Run
 
 Conds = list[dict[str, Any]] | None
 """The host's processed conditionings of one prompt; None where it is not run."""
-Evaluate = Callable[[list[Conds], Tensor], list[Tensor]]
+AskNetwork = Callable[[list[Conds], Tensor], list[Tensor]]
 """The host's batch of conditionings: a prediction (B, C, h, w) for each of them and a latent (B, C, h, w)."""
 COUPLED = ("dpm_adaptive",)
 """Parts of the names of the host's samplers whose steps depend on all images of a batch together."""
@@ -75,7 +75,7 @@ def rows_of(run: Run, branch: Branch, conds: Sequence[Conds]) -> list[Conds]:
     return [_marked(run, part, half, given) for part in branch.parts for half, given in enumerate(conds)]
 
 
-def _marked(run: Run, part: Part, half: int, given: Conds) -> Conds:
+def _marked(run: Run, part: BranchPart, half: int, given: Conds) -> Conds:
     if not given:
         return given
     if part.prompt is not None and is_conditional(run.role_of(given[0].get("uuid"), half)[0]):
@@ -84,7 +84,7 @@ def _marked(run: Run, part: Part, half: int, given: Conds) -> Conds:
 
 
 def predict(
-    run: Run, evaluate: Evaluate, conds: list[Conds], x: Tensor, ahead: list[Conds], behind: list[Conds]
+    run: Run, evaluate: AskNetwork, conds: list[Conds], x: Tensor, ahead: list[Conds], behind: list[Conds]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One prediction of all branches.
 

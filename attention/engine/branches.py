@@ -27,7 +27,7 @@ OWN = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class BranchPart:
     """One prediction of a branch, and where it counts.
 
     Attributes:
@@ -53,7 +53,7 @@ class Branch:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[BranchPart, ...]
     start: Tensor
 
 

@@ -14,11 +14,11 @@ from .roles import Call, Group, is_conditional
 EVERY = slice(None)
 
 
-def capture(call: Call, site: Site, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
+def keep_features(call: Call, site: Site, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> None:
     """Keep the features of a call's rows (R, N or L, C) that an act reads here, without the host's repetition of text.
 
     The source's go by their role; those of a part by their conditioning's identity and by their half of guidance, see
-    `read`.
+    `read_features`.
     """
     acting = call.run.acting
     if reads := acting.reads(site, layer.index) if call.sources else None:
@@ -42,7 +42,7 @@ def _kept(reads: set[str], q: Tensor, k: Tensor, v: Tensor, rows: Tensor | slice
     return Features(**{name: parts[name][0][:, parts[name][1]][rows] for name in reads})
 
 
-def read(
+def read_features(
     call: Call, group: Group, place: tuple[Site, int], of: str, own_half: bool, dtype: torch.dtype
 ) -> SourceRows | None:
     """What acts on a group read in a place, repeated to the group's rows; None if it has not come by.

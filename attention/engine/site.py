@@ -16,7 +16,7 @@ from ...host.marks import KEY, PATCHES
 from .acts import Act, How, Site
 from .call import AttentionCall, SourceRows
 from .control import Control
-from .features import capture, read
+from .features import keep_features, read_features
 from .roles import Call, Group
 from .run import Phase, Run
 
@@ -113,7 +113,7 @@ class SiteHook:
             return self._before(q, k, v, options, mask)
         tokens, groups = self._own_tokens(options, k), call.groups
         whole = Own(lambda: self._before(q, k[:, :tokens], v[:, :tokens], options, mask), plain=False)
-        capture(call, self.site, self.layer, q, k, v)
+        keep_features(call, self.site, self.layer, q, k, v)
         if not groups:
             return whole()
         if len(groups) == 1 and not call.sources:
@@ -189,7 +189,7 @@ class SiteHook:
 
         @cache
         def source(of: str, own_half: bool) -> SourceRows | None:
-            return read(call, group, (self.site, self.layer.index), of, own_half, q.dtype)
+            return read_features(call, group, (self.site, self.layer.index), of, own_half, q.dtype)
 
         def call_of(own: Own, control: Control | None = None, act: Act = ANY) -> AttentionCall:
             return AttentionCall(

@@ -181,22 +181,23 @@ def _predict_noise(
 
 
 def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: Any) -> Tensor:
-    """The edit's prediction; where a packed source does not fit into memory, once more with the source apart."""
+    """The edit's prediction; where all in one call does not fit into memory, once more with what is read apart."""
     try:
         return executor(*given)
     except Exception as error:
-        if run.packed_source is None or run.acting.keeps_sums:
+        if (run.packed_source is None and not run.riding) or run.acting.keeps_sums:
             raise  # what layers have added to sums before the failure would count twice
         comfy.model_management.raise_non_oom(error)
     # Outside of the handler, whose traceback would hold the call's tensors.
     run.remarks.add(
         Kind.IGNORED,
-        "Switch one_call off: out of memory with one_call, so that the source runs in a call of its own from here on.",
+        "Switch one_call off: out of memory with one_call, so that what is read runs in calls of its own from here on.",
     )
     run.apart = True
     run.forget_source()
     comfy.model_management.soft_empty_cache()
-    prepare_source(run, guider, *given[1:3])
+    if run.acting.reads_source:
+        prepare_source(run, guider, *given[1:3])
     return executor(*given)
 
 

@@ -23,7 +23,7 @@ from ...host.families import Family, Layer, LayerByFamily
 from ...host.guider import noise_like
 from ...host.models import LATENT_CHANNELS
 from ..engine.acts import Act, Site, Window
-from ..engine.branches import OWN, Branch, BranchControl, Part
+from ..engine.branches import OWN, Branch, BranchControl, BranchPart
 from ..engine.call import AttentionCall
 from ..engine.layers import layers_of
 from ..engine.moment import Moment
@@ -138,12 +138,12 @@ class MaSaFusion(BranchControl):
             Branch(BESIDE, self._parts(run, cells, BESIDE, BESIDE_OUTSIDE), starts[self.begins]),
         )
 
-    def _parts(self, run: Moment, cells: Tensor, inside: str, outside: str) -> tuple[Part, ...]:
+    def _parts(self, run: Moment, cells: Tensor, inside: str, outside: str) -> tuple[BranchPart, ...]:
         """A branch's prediction inside and outside; only one of them where the other covers nothing."""
         source = run.inversion.conditioning if run.inversion else None
         if not (self.inside and self.outside):
-            return (Part(inside),) if self.inside else (Part(outside, prompt=source),)
-        return Part(inside, cells), Part(outside, 1 - cells, source)
+            return (BranchPart(inside),) if self.inside else (BranchPart(outside, prompt=source),)
+        return BranchPart(inside, cells), BranchPart(outside, 1 - cells, source)
 
     def _starts(self, run: Moment, cells: Tensor) -> dict[str, Tensor]:
         """Latents (B, C, h, w) to begin from, by name, in the sampler's scale.

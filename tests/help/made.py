@@ -53,7 +53,10 @@ def prompt_of(server: ComfyServer, name: str) -> Prompt:
 
 def add_outputs(prompt: Prompt) -> None:
     """Two more outputs: the edit as it is decoded, and what the autoencoder alone makes of the source."""
-    inputs = {"images": [find_node(prompt, "VAEDecode"), 0]}
+    decodes = {name: entry["inputs"] for name, entry in prompt.items() if entry["class_type"] == "VAEDecode"}
+    samplers = ("KSampler", "SamplerCustomAdvanced")
+    edit = next(name for name, given in decodes.items() if prompt[given["samples"][0]]["class_type"] in samplers)
+    inputs = {"images": [edit, 0]}
     prompt["decoded"] = {"class_type": "PreviewImage", "inputs": inputs, "_meta": {"title": "Decoded"}}
     encode = find_node(prompt, "VAEEncode")
     vae = prompt[encode]["inputs"]["vae"]
