@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def _marked(run: Run, part: BranchPart, half: int, given: Conds) -> Conds:
 
 
 def predict(
-    run: Run, evaluate: AskNetwork, conds: list[Conds], x: Tensor, ahead: list[Conds], behind: list[Conds]
+    run: Run, evaluate: AskNetwork, conds: list[Conds], x: Tensor, ahead: Sequence[Conds], behind: Sequence[Conds]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One prediction of all branches.
 
@@ -95,28 +96,22 @@ def predict(
     Returns:
         for each of the guider's conditionings the prediction (R, C, h, w); and the (B, C, h, w) of those behind.
     """
-    latents = x.split(run.batch)
-    rows = [rows_of(run, branch, conds) for branch in run.branches]
-    found: list[list[Tensor]]
+    rows, latents = [rows_of(run, branch, conds) for branch in run.branches], x.split(run.batch)
+    calls = list(zip(rows, latents, strict=True))
     if run.packs():
         # From behind, as the host takes them where they do not fit into one call: what is read comes first.
-        beside = [cond for each in rows[1:] for cond in each]
+        order = [rows[0], behind, *rows[1:]]
         run.riding = {p.name: z for b, z in zip(run.branches[1:], latents[1:], strict=True) for p in b.parts}
-        run.bring = lambda: [evaluate(each, z) for each, z in zip(rows[:0:-1], latents[:0:-1], strict=True)]
-        out = evaluate([*ahead, *_seeing_own(run, [*rows[0], *behind, *beside])], latents[0])[len(ahead) :]
-        own = len(rows[0]) + len(behind)
-        found, further = [out[: len(rows[0])]], out[len(rows[0]) : own]
-        for each in rows[1:]:
-            found.append(out[own : own + len(each)])
-            own += len(each)
+        run.bring = lambda: [evaluate(*call) for call in calls[:0:-1]]
+        out = iter(evaluate([*ahead, *_seeing_own(run, list(chain(*order)))], latents[0])[len(ahead) :])
+        own, further, *others = [list(islice(out, len(each))) for each in order]
     else:
-        others = [evaluate(each, z) for each, z in zip(rows[:0:-1], latents[:0:-1], strict=True)][::-1]
+        others = [evaluate(*call) for call in calls[:0:-1]][::-1]
         out = evaluate([*ahead, *rows[0], *behind], latents[0])[len(ahead) :]
-        found, further = [out[: len(rows[0])], *others], out[len(rows[0]) :]
-    return [
-        torch.cat([_together(run, b, each[half :: len(conds)]) for b, each in zip(run.branches, found, strict=True)])
-        for half in range(len(conds))
-    ], further
+        own, further = out[: len(rows[0])], out[len(rows[0]) :]
+    found = list(zip(run.branches, [own, *others], strict=True))
+    halves = range(len(conds))
+    return [torch.cat([_together(run, b, p[half :: len(conds)]) for b, p in found]) for half in halves], further
 
 
 def _together(run: Run, branch: Branch, predictions: list[Tensor]) -> Tensor:
@@ -125,7 +120,7 @@ def _together(run: Run, branch: Branch, predictions: list[Tensor]) -> Tensor:
     for part, prediction in zip(branch.parts, predictions, strict=True):
         if part.cells is not None:
             name = f"cells of {part.name or OWN}"
-            prediction = prediction * run.brought(name, part.cells[:, None], prediction)
+            prediction = prediction * run.brought(name, part.cells, prediction)
         total = prediction if total is None else total + prediction
     if total is None:
         raise ValueError(f"The branch {branch.name!r} has no parts; a control must give one or more.")
@@ -169,7 +164,7 @@ class _SeesOwn:
 
 
 def _seeing_own(run: Run, conds: list[Conds]) -> list[Conds]:
-    """Conditionings of several branches in one call, with their ControlNets as these shall see it."""
+    """Conditionings of several branches in one call, with ControlNets that see each row's own latent."""
 
     def seeing(cond: dict[str, Any]) -> dict[str, Any]:
         control = cond.get("control")

@@ -32,7 +32,7 @@ class BranchPart:
 
     Attributes:
         name: that acts know its rows by (`Act.on`, `Act.of`). Acts that name none are done on those of OWN.
-        cells: (1 or B, h, w) on the latent's cells, 0 to 1; the parts of a branch add up to 1. None: everywhere.
+        cells: (1 or B, 1, h, w) on the latent's cells, 0 to 1; the parts of a branch add up to 1. None: everywhere.
         prompt: CONDITIONING of one plain text in the place of the prompt; None: the sampler's positive. The negative
             prompt is the sampler's, and so are the ControlNets of both.
     """

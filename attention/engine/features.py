@@ -58,4 +58,5 @@ def read_features(
         prompt = captured.get(KEY)
         other = captured.get(KEY_NEGATIVE, prompt) if own_half else prompt
         found = [prompt if conditional else other for conditional in group.conditional]
-    return None if any(features is None for features in found) else SourceRows(found, call.batch, dtype)
+    there = [features for features in found if features is not None]
+    return SourceRows(there, call.batch, dtype) if len(there) == len(found) else None

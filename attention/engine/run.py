@@ -38,7 +38,7 @@ class Run(Moment):
 
     Attributes:
         plan: what to do.
-        captured: the source's features of the present step by site and place, and role.
+        captured: features of the present step by site and place, and whose they are.
         halved: whether the source's two halves of guidance differ, so that an act may want both.
         acted: controls that have acted in this run.
         apart: whether a packed source did not fit into memory, and runs in a call of its own since.
@@ -54,7 +54,7 @@ class Run(Moment):
     plan: Plan = field(default_factory=Plan)
     phase: Phase = Phase.IDLE
     halved: bool = False
-    captured: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
+    captured: dict[Hashable, dict[Hashable, Any]] = field(default_factory=dict)
     roles_captured: set[str] = field(default_factory=set)
     packed_source: Tensor | None = None
     apart: bool = False

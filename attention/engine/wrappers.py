@@ -221,7 +221,7 @@ def _calc_cond_batch(
     def evaluate(given: list[Any], x: Tensor) -> list[Tensor]:
         return executor(model, given, x, timestep[: len(x)], model_options)
 
-    if run.branches:
+    if run.branches and len(x_in) == run.batch * len(run.branches):
         out, behind = predict(run, evaluate, conds, x_in, sources, further)
     else:
         found = evaluate([*sources, *conds, *further], x_in)[len(sources) :]

@@ -128,8 +128,8 @@ class MaSaFusion(BranchControl):
         if run.inversion is None:
             raise ValueError("Connect an inversion to MaSaFusion: it keeps the source image outside the region.")
         check_aspect(self.region, run.size, "region of MaSaFusion")
-        cells = for_batch(resize(self.region, run.size), run.batch, "region of MaSaFusion").float()
-        starts = self._starts(run, cells[:, None])
+        cells = for_batch(resize(self.region, run.size), run.batch, "region of MaSaFusion").float()[:, None]
+        starts = self._starts(run, cells)
         if not (self.intermediate and self.inside):
             own = starts[INVERTED if not self.intermediate else MIXED]
             return (Branch(OWN, self._parts(run, cells, OWN, OUTSIDE), own),)
