@@ -47,9 +47,7 @@ def begin_branches(run: Run, sampler: Any) -> None:
             "goes on, ends early or starts late has only one."
         )
     if run.plan.variation is not None:
-        raise ValueError(
-            f"Set Edit Setup's variation to 0: {having[0].name} has starts, noise and a seed of its own."
-        )
+        raise ValueError(f"Set Edit Setup's variation to 0: {having[0].name} has starts, noise and a seed of its own.")
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     if any(part in name for part in COUPLED):
         raise ValueError(
