@@ -16,7 +16,7 @@ from attention_edit.attention.engine.install import pin
 from attention_edit.attention.engine.plan import plan_of
 from attention_edit.attention.methods.local_blend import LocalBlend
 from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, SamplerCustomAdvanced, SplitSigmas
-from every_method import METHODS, outputs, put
+from every_method import BESIDE, METHODS, outputs, put
 from house import PACK
 from torch import Tensor
 
@@ -69,8 +69,9 @@ def same(one: Any, other: Any) -> bool:
 
 def test_every_method_is_here(model, inversion):
     files = {path.stem for path in Path(PACK, "attention/methods").iterdir() if not path.name.startswith("__")}
-    assert {name.split(",")[0] for name in METHODS} | every_method.NO_CONTROL == files | {"recorder"}
-    found = set().union(*(every_method.controls_of(on(model, inversion)) for on in METHODS.values()))
+    known = {**METHODS, **BESIDE}
+    assert {name.split(",")[0] for name in known} | every_method.NO_CONTROL == files | {"recorder"}
+    found = set().union(*(every_method.controls_of(on(model, inversion)) for on in known.values()))
     assert found == every_method.kinds_of_control()
 
 
@@ -98,6 +99,23 @@ def test_two_runs_on_split_sigmas_are_one(name, model, inversion):
         half = custom(edited, noise, high, latent)
         for _ in range(2 if split == 2 else 1):
             assert same(custom(edited, noise, low, half), whole)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_methods_with_images_of_their_own_refuse_a_part_of_a_run(name, model, inversion):
+    pinned, noise, sigmas, latent = outputs("Setup", model=BESIDE[name](model, inversion), inversion=inversion, seed=7)
+    plain, *_ = outputs("Setup", model=model, inversion=inversion, seed=7)
+    half = custom(plain, noise, sigmas[:3], latent)
+    for run in (
+        lambda: custom(pinned, noise, sigmas[:3], latent),
+        lambda: custom(pinned, noise, sigmas[2:], half),
+        lambda: stepped(pinned, latent, 2, STEPS),
+    ):
+        with pytest.raises(ValueError, match=r"^Let one sampler do all steps: MaSaFusion"):
+            run()
+    varied, *_ = outputs("Setup", model=BESIDE[name](model, inversion), inversion=inversion, variation=0.5)
+    with pytest.raises(ValueError, match=r"^Set Edit Setup's variation to 0: MaSaFusion"):
+        custom(varied, noise, sigmas, latent)
 
 
 def test_three_runs_of_a_two_stage_sampler_are_one(model, inversion):

@@ -8,6 +8,7 @@ from typing import Any
 
 import edits
 import tiny
+from attention_edit.attention.engine.branches import BranchControl
 from attention_edit.attention.engine.control import Control, GuidanceControl, LatentControl, MapControl
 from attention_edit.attention.engine.plan import plan_of
 from attention_edit.nodes import NODES
@@ -85,6 +86,8 @@ METHODS: dict[str, Put] = {
     "style_aligned": put("StyleAligned", start=0.2, end=0.7),
 }
 """By the file of attention/methods/ (or, the recorder, of attention/maps/), and a setting behind a comma."""
+BESIDE: dict[str, Put] = {"masafusion": put("MaSaFusion", masks=masks(), seed=3)}
+"""Methods that sample images of their own beside the edit, in one whole run."""
 NO_CONTROL = {"dpl", "embctrl"}
 """Methods that make an inversion or a conditioning, and do nothing in a run."""
 
@@ -102,4 +105,4 @@ def kinds_of_control() -> set[type[Control]]:
         found.add(kind)
         waiting += kind.__subclasses__()
     own = {kind for kind in found if kind.__module__.startswith("attention_edit.") and not inspect.isabstract(kind)}
-    return own - {Control, GuidanceControl, LatentControl, MapControl}
+    return own - {BranchControl, Control, GuidanceControl, LatentControl, MapControl}
