@@ -78,9 +78,9 @@ class Window:
         return range(self.first(steps), self.step(self.end, steps))
 
     def first_in(self, run: Moment) -> int:
-        """The first step inside, which is no later than the last step that there is: late starts are honoured."""
+        """The first step inside, no later than the last step that there is: late starts of what is not empty count."""
         first = self.first(run.steps)
-        return min(first, run.last) if self.start < 1 else first
+        return min(first, run.last) if self.start < min(self.end, 1) else first
 
     def steps_of(self, run: Moment) -> range:
         """The steps inside that a whole run has."""

@@ -86,11 +86,13 @@ def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
     device = comfy.model_management.get_torch_device()
     model = full_size_model(getattr(torch, chosen.dtype), chosen.width)
     rng = torch.Generator().manual_seed(1)
+    table = model.get_model_object("model_sampling").sigmas
+    clean, low, high = (float(table[place]) for place in (0, 750, 770))
     states = [conditioning(seed) for seed in range(3)]
     size = chosen.size
     record = pack_module("inversion.record").Inversion(
         latents=torch.randn(3, 1, 4, size, size, generator=rng),
-        sigmas=(0.03, 5.0, 5.5),
+        sigmas=(clean, low, high),
         steps=2,
         offset=0,
         family="SD1.x",
@@ -104,10 +106,10 @@ def one_step(case: str, chosen: argparse.Namespace) -> dict[str, float]:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(states[0], states[1])
         guider.set_cfg(7.5)
-        start = record.at(5.5)
+        start = record.at(high)
         sampler = comfy.samplers.sampler_object("euler")
         with torch.inference_mode():
-            sigmas = torch.tensor([5.5, 5.0])
+            sigmas = torch.tensor([high, low])
             guider.sample(torch.zeros_like(start), start, sampler, sigmas, disable_pbar=True, seed=0)
 
     comfy.model_management.load_models_gpu([model])

@@ -23,12 +23,18 @@ CAT, DOG = prompt("a cat on a mat"), prompt("a dog on a mat")
 
 
 def steps_of(window, steps=50):
-    return [step for step in range(steps) if window.holds(SimpleNamespace(step=step, steps=steps))]
+    runs = (SimpleNamespace(step=step, steps=steps, last=steps - 1) for step in range(steps))
+    return [run.step for run in runs if window.holds(run)]
 
 
 def test_shares_are_rounded_to_the_nearest_step():
     assert steps_of(Window(0.0, 0.75)) == list(range(38))
     assert steps_of(Window(0.75, 1.0)) == list(range(38, 50))
+
+
+def test_a_late_start_acts_in_the_last_step_and_an_empty_window_never():
+    assert steps_of(Window(0.95, 1.0), 5) == [4]
+    assert steps_of(Window(0.95, 0.95), 5) == steps_of(Window(1.0, 1.0), 5) == []
 
 
 def test_released_shares_are_truncated():

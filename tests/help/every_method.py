@@ -98,11 +98,12 @@ def controls_of(model: Any) -> set[type[Control]]:
 
 
 def kinds_of_control() -> set[type[Control]]:
-    """All that the pack has."""
+    """All that the pack has, without those that make an inversion."""
     waiting, found = [Control], set()
     while waiting:
         kind = waiting.pop()
         found.add(kind)
         waiting += kind.__subclasses__()
     own = {kind for kind in found if kind.__module__.startswith("attention_edit.") and not inspect.isabstract(kind)}
+    own -= {kind for kind in own for name in NO_CONTROL if f".methods.{name}." in kind.__module__}
     return own - {BranchControl, Control, GuidanceControl, LatentControl, MapControl}

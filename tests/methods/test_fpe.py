@@ -146,13 +146,13 @@ def test_features_are_kept_only_where_they_are_read(model, inversion, monkeypatc
     from attention_edit.attention.engine import site as hooks
 
     kept = set()
-    original = hooks.SiteHook._capture
+    original = hooks.keep_features
 
-    def spy(self, call, q, k, v):
-        original(self, call, q, k, v)
+    def spy(call, *features):
+        original(call, *features)
         kept.update(call.run.captured)
 
-    monkeypatch.setattr(hooks.SiteHook, "_capture", spy)
+    monkeypatch.setattr(hooks, "keep_features", spy)
     edits.run(model, inversion, FPE(layers="5-6"), Spy())
     assert kept == {(Site.SELF, 5), (Site.SELF, 6)}
 
