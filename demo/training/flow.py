@@ -7,7 +7,7 @@ CONST has it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -71,7 +71,8 @@ class Velocity:
 
     def __init__(self, model: Flux, compiled: bool) -> None:
         self.model, self.turns = model, dict[tuple[int, ...], tuple[Tensor, Tensor]]()
-        self.double, self.single = (torch.compile(f, dynamic=False) if compiled else f for f in (_double, _single))
+        self.double: Callable[..., Any] = torch.compile(_double, dynamic=False) if compiled else _double
+        self.single: Callable[..., Any] = torch.compile(_single, dynamic=False) if compiled else _single
 
     def __call__(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Velocities (B, 4, H, W) of noisy latents at noise levels (B,) under text states (B, T, C)."""

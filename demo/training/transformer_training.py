@@ -62,7 +62,8 @@ class Training:
         self.step += 1
         keep = min(self.options.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.weights, 1 - keep)
+            for mean, weight in zip(self.averaged, self.weights, strict=True):
+                mean.lerp_(weight, 1 - keep)
 
     def save(self, path: Path) -> None:
         """Write the averaged weights in half precision, whole or not at all."""
