@@ -1,4 +1,4 @@
-"""README's table of what acts on which rows, for every method: measured, with a ControlNet and a T2I-Adapter.
+"""The help's table of what acts on which rows, for every method: measured, with a ControlNet and a T2I-Adapter.
 
 Users' most frequent complaint of ports is that the pose vanishes under MasaCtrl: the condition must reach the edit, and
 must not reach the source.
@@ -80,8 +80,8 @@ def measured(model, control, condition, packed=False):
 
 
 def table():
-    """README's rows by method: (Edit, beside it, Source)."""
-    lines = (PACK / "README.md").read_text("utf-8").split(TITLE)[1].split("\n## ")[0].splitlines()
+    """The help's rows by method: (Edit, beside it, Source)."""
+    lines = (PACK / "js" / "docs" / "AttnEditMaSaFusion.md").read_text("utf-8").split(TITLE)[1].split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return {name: tuple(cells) for name, *cells in rows[2:]}
 
