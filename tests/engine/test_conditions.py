@@ -81,7 +81,13 @@ def measured(model, control, condition, packed=False):
 
 def table():
     """The help's rows by method: (Edit, beside it, Source)."""
-    lines = (PACK / "js" / "docs" / "AttnEditMaSaFusion.md").read_text("utf-8").split(TITLE)[1].split("\n## ")[0].splitlines()
+    lines = (
+        (PACK / "js" / "docs" / "AttnEditMaSaFusion.md")
+        .read_text("utf-8")
+        .split(TITLE)[1]
+        .split("\n## ")[0]
+        .splitlines()
+    )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return {name: tuple(cells) for name, *cells in rows[2:]}
 
