@@ -27,10 +27,12 @@ from attention_edit.attention.methods.local_blend import LocalBlend
 from attention_edit.attention.methods.mag.control import MAG
 from attention_edit.attention.methods.mag.install import add_guidance
 from attention_edit.attention.methods.masactrl import MasaCtrl, WordMasks
+from attention_edit.attention.methods.masafusion import MaSaFusion
 from attention_edit.attention.methods.p2p import P2P
 from attention_edit.attention.methods.pnp import PnP
 from attention_edit.attention.methods.proximal import SOFT, ProximalGuidance, ProximalHold
 from attention_edit.attention.methods.regions import RegionPrompts, make_region
+from attention_edit.attention.methods.style_aligned import StyleAligned
 from attention_edit.host.families import family_of
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.direct import DirectInversion
@@ -147,6 +149,8 @@ METHODS: dict[str, Controls] = {
     "PnP": lambda _: (PnP(1.0, 1.0),),
     "PnP negative": lambda place: (PnP(1.0, 1.0, place.text(8)),),
     "Proximal": _proximal,
+    "StyleAligned": lambda _: (StyleAligned(),),
+    "MaSaFusion": lambda _: (MaSaFusion(edits.box(), seed=1),),
     "Exact Background": lambda _: (ExactBackground(edits.box(), 0.0),),
     "Regions": lambda place: (_regions(place),),
     "Regions on CPAM": lambda place: (_regions(place), CPAM(edits.masks(), normal_share=0.0)),
