@@ -290,13 +290,3 @@ def recorded_maps(place: Place) -> dict[str, Tensor]:
 
 gc.collect()
 gc.freeze()  # what was imported is not looked at again by every collection: a third of a second each
-
-
-def judge(found: int, bound: int, known: dict[str, int], name: str, what: str) -> None:
-    """Fail above the bound, or off what is known to be above it."""
-    if name not in known:
-        assert found <= bound, f"{name}: {found} {what}, at most {bound} allowed"
-        return
-    assert found <= known[name], f"{name}: {found} {what}, worse than the known {known[name]} (aim: {bound})"
-    better = f"lower it to {found}" if found > bound else "take it out"
-    assert found == known[name], f"{name}: only {found} {what} now, {known[name]} are on the list; {better}"

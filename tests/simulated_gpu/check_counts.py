@@ -13,7 +13,7 @@ import acts
 import device
 import pytest
 import torch
-from acts import METHODS, PLAIN, STEPS, Place, judge
+from acts import METHODS, PLAIN, STEPS, Place
 from attention_edit.inversion.null_text import NullTextInversion
 
 HALF = Place(device.DEVICE, dtype=torch.float16)
@@ -28,6 +28,16 @@ KNOWN_WAITS: dict[str, int] = {}
 
 KNOWN_GUIDED: dict[str, int] = {}
 """Waits per iteration of runs with gradients that are above one."""
+
+
+def judge(found: int, bound: int, known: dict[str, int], name: str, what: str) -> None:
+    """Fail above the bound, or off what is known to be above it."""
+    if name not in known:
+        assert found <= bound, f"{name}: {found} {what}, at most {bound} allowed"
+        return
+    assert found <= known[name], f"{name}: {found} {what}, worse than the known {known[name]} (aim: {bound})"
+    better = f"lower it to {found}" if found > bound else "take it out"
+    assert found == known[name], f"{name}: only {found} {what} now, {known[name]} are on the list; {better}"
 
 
 def steps_of(name: str) -> tuple[tuple[int, int], ...]:
