@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from ..attention.methods.fpe import FPE
 from .inputs import (
-    CUSTOM_RANGE,
     fraction_input,
     inversion_input,
+    layer_rule,
     layers_inputs,
     model_input,
     model_output,
@@ -62,7 +62,7 @@ class FPENode(io.ComfyNode):
         both_halves: bool,
         one_call: bool,
     ) -> io.NodeOutput:
-        control = FPE(layer_range if layers == CUSTOM_RANGE else layers, end, both_halves)
+        control = FPE(layer_rule(layers, layer_range), end, both_halves)
         return put(model, control, inversion, one_call)
 
 

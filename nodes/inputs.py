@@ -59,6 +59,11 @@ def layers_inputs(rule: str = LAYER_RULES[0], tooltip: str = MAPS_LAYERS, own: t
     ]
 
 
+def layer_rule(layers: str, layer_range: str) -> str:
+    """The rule that the two inputs of `layers_inputs` stand for, as `layers.layers_of` takes it."""
+    return layer_range if layers == CUSTOM_RANGE else layers
+
+
 def maps_inputs() -> list[io.Input]:
     """Recorded maps, and the node that has to run before they are there."""
     return [

@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ..attention.engine.install import install
 from ..attention.methods.masafusion import LATE, STARTS, MaSaFusion
 from .inputs import (
-    CUSTOM_RANGE,
     fraction_input,
     inversion_input,
+    layer_rule,
     layers_inputs,
     model_input,
     model_output,
@@ -75,7 +75,7 @@ class MaSaFusionNode(io.ComfyNode):
         null_text: bool,
         one_call: bool,
     ) -> io.NodeOutput:
-        rule = layer_range if layers == CUSTOM_RANGE else layers
+        rule = layer_rule(layers, layer_range)
         control = MaSaFusion(masks.changed, intermediate, seed, begins, rule, start, end, not null_text)
         return io.NodeOutput(install(model, control, inversion, packed=one_call or None), control.drawn)
 

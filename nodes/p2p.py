@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ..attention.methods.p2p import MODES, P2P
 from ..attention.words.lines import word_weights, word_windows
 from .inputs import (
-    CUSTOM_RANGE,
     fraction_input,
     inversion_input,
+    layer_rule,
     layers_inputs,
     model_input,
     model_output,
@@ -100,7 +100,7 @@ class P2PNode(io.ComfyNode):
             mode,
             (cross_start, cross_end),
             (self_start, self_end),
-            layer_range if layers == CUSTOM_RANGE else layers,
+            layer_rule(layers, layer_range),
             word_weights(weights),
             word_windows(windows),
             released_rule,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attention.engine.install import pin
 from ..attention.engine.variation import Variation
-from ..attention.masks.cells import as_mask, check_aspect, resize
+from ..attention.masks.cells import check_aspect, resize, selecting
 from ..inversion.record import Inversion
 from ..inversion.start import schedule_from
 from .inputs import fraction_input, inversion_input, model_output
@@ -122,13 +122,9 @@ def _variation(inversion: Inversion, share: float, seed: int, mask: Tensor | Non
     if mask is None:
         return Variation(share, seed)
     size = (inversion.latents.shape[-2], inversion.latents.shape[-1])
-    chosen = as_mask(mask, "variation_mask")
+    cure = "Draw the variation_mask in Load Image's mask editor, or disconnect it to vary the whole image"
+    chosen = selecting(mask, "variation_mask", cure)
     check_aspect(chosen, size, "variation_mask")
-    if not bool(chosen.flatten(1).any(1).all()):
-        raise ValueError(
-            "Draw the variation_mask in Load Image's mask editor, or disconnect it to vary the whole image: it selects "
-            "nothing."
-        )
     return Variation(share, seed, resize(chosen, size, "any")[:, None])
 
 

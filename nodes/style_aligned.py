@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ..attention.engine.layers import ALL
 from ..attention.methods.style_aligned import StyleAligned
 from .inputs import (
-    CUSTOM_RANGE,
     fraction_input,
     inversion_input,
+    layer_rule,
     layers_inputs,
     model_input,
     model_output,
@@ -72,8 +72,8 @@ class StyleAlignedNode(io.ComfyNode):
         layer_range: str,
         one_call: bool,
     ) -> io.NodeOutput:
-        rule = layer_range if layers == CUSTOM_RANGE else layers
-        return put(model, StyleAligned(strength, start, end, rule, adain), inversion, one_call)
+        control = StyleAligned(strength, start, end, layer_rule(layers, layer_range), adain)
+        return put(model, control, inversion, one_call)
 
 
 NODES = [StyleAlignedNode]
