@@ -6,7 +6,7 @@ this one also takes convolutions (as out x in·h·w) and works on all weights of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,30 @@ class Muon(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(weight)
         state["exp_avg"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(state["exp_avg"], momentum)
+
+
+def descend(found: Sequence[torch.optim.Optimizer], loss: Tensor, weights: list[nn.Parameter], rate: float) -> None:
+    """One step of all optimisers down a loss, at a rate, with gradients no longer than 1."""
+    for optimizer in found:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    for optimizer in found:
+        optimizer.step()
+
+
+@torch.no_grad()
+def take_in(averaged: list[Tensor], weights: list[nn.Parameter], most: float, step: int) -> None:
+    """Let averages of weights follow them.
+
+    Args:
+        most: of an average that stays; it forgets more quickly at first, so that the random start leaves it.
+        step: how many steps the weights have gone.
+    """
+    keep = min(most, (1 + step) / (10 + step))
+    for mean, weight in zip(averaged, weights, strict=True):
+        mean.lerp_(weight, 1 - keep)
 
 
 def optimizers(modules: nn.Module, rate: float, outer: tuple[str, ...]) -> list[torch.optim.Optimizer]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from training import network
 from training import training_data as data
-from training.muon import optimizers
+from training.muon import descend, optimizers, take_in
 
 SEED = 20_24
 HERE = Path(__file__).parents[1]
@@ -63,19 +63,9 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / 200)
         # Constant, then linear to nothing over the second half: a stopped run may be given other steps.
         decay = min(1.0, 2 * (1 - self.step / self.steps) + 0.01)
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = self.rate * warm * decay
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        descend(self.optimizers, loss, self.weights, self.rate * warm * decay)
         self.step += 1
-        # The average forgets quickly at first, so that the random start leaves it.
-        keep = min(self.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, weight in zip(self.averaged, self.weights, strict=True):
-                mean.lerp_(weight, 1 - keep)
+        take_in(self.averaged, self.weights, self.average, self.step)
 
     def use_average(self) -> None:
         """Put the averaged weights into the modules."""

@@ -20,10 +20,10 @@ from bundle import transformer as demo_transformer
 from comfy.ldm.flux.model import Flux
 from safetensors.torch import save_file
 from scenes import captions
-from torch import Tensor, nn
+from torch import Tensor
 from training import flow, network
 from training import training_data as data
-from training.muon import optimizers
+from training.muon import descend, optimizers, take_in
 
 SEED = 20_26
 PUT_RIGHT_FROM = 0.75
@@ -52,18 +52,9 @@ class Training:
         """One optimiser step after a share 0..1 of the time."""
         warm = min(1.0, (self.step + 1) / self.options.warm_up)
         falls = min(1.0, max(0.0, 1 - passed) / (1 - FALL_FROM))
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = self.options.rate * warm * falls
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        descend(self.optimizers, loss, self.weights, self.options.rate * warm * falls)
         self.step += 1
-        keep = min(self.options.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, weight in zip(self.averaged, self.weights, strict=True):
-                mean.lerp_(weight, 1 - keep)
+        take_in(self.averaged, self.weights, self.options.average, self.step)
 
     def save(self, path: Path) -> None:
         """Write the averaged weights in half precision, whole or not at all."""
