@@ -58,9 +58,10 @@ class Results(Generic[T]):
         Args:
             within: relative difference up to which it is the same.
         """
-        alike = [kept for kept in self._kept if kept.latent.shape == latent.shape]
-        nearest = min(reversed(alike), key=lambda kept: relative_distance(kept.latent, latent), default=None)
-        return nearest.value if nearest is not None and relative_distance(nearest.latent, latent) <= within else None
+        alike = [kept for kept in reversed(self._kept) if kept.latent.shape == latent.shape]
+        distances = [relative_distance(kept.latent, latent) for kept in alike]
+        nearest = min(distances, default=float("inf"))
+        return alike[distances.index(nearest)].value if nearest <= within else None
 
     def of(self, after: Any = None) -> T:
         """The result of the run that `after` comes from.

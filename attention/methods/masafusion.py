@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...host.families import Family, Layer, LayerByFamily
 from ...host.guider import noise_like
-from ...host.models import LATENT_CHANNELS
+from ...inversion.record import Inversion
 from ..engine.acts import Act, Site, Window
 from ..engine.branches import OWN, Branch, BranchControl, BranchPart
 from ..engine.call import AttentionCall
@@ -119,42 +119,42 @@ class MaSaFusion(BranchControl):
         """Inside without an intermediate image: the target's queries on the source's keys and values (Eq 13)."""
         return attend_with(call, "kv")
 
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse a region of another picture."""
+        check_aspect(self.region, size, "region of MaSaFusion")
+
     def branches(self, run: Moment) -> tuple[Branch, ...]:
         """The target, and the intermediate image where it feeds anything.
 
         Raises:
-            ValueError: no source image, or a region of another picture.
+            ValueError: no source image.
         """
-        if run.inversion is None:
+        inversion = run.inversion
+        if inversion is None:
             raise ValueError("Connect an inversion to MaSaFusion: it keeps the source image outside the region.")
-        check_aspect(self.region, run.size, "region of MaSaFusion")
         cells = for_batch(resize(self.region, run.size), run.batch, "region of MaSaFusion").float()[:, None]
-        starts = self._starts(run, cells)
+        starts = self._starts(run, inversion, cells)
+        own = self._parts(inversion, cells, OWN, OUTSIDE)
         if not (self.intermediate and self.inside):
-            own = starts[INVERTED if not self.intermediate else MIXED]
-            return (Branch(OWN, self._parts(run, cells, OWN, OUTSIDE), own),)
-        return (
-            Branch(OWN, self._parts(run, cells, OWN, OUTSIDE), starts[MIXED]),
-            Branch(BESIDE, self._parts(run, cells, BESIDE, BESIDE_OUTSIDE), starts[self.begins]),
-        )
+            return (Branch(OWN, own, starts[INVERTED if not self.intermediate else MIXED]),)
+        beside = self._parts(inversion, cells, BESIDE, BESIDE_OUTSIDE)
+        return Branch(OWN, own, starts[MIXED]), Branch(BESIDE, beside, starts[self.begins])
 
-    def _parts(self, run: Moment, cells: Tensor, inside: str, outside: str) -> tuple[BranchPart, ...]:
+    def _parts(self, inversion: Inversion, cells: Tensor, inside: str, outside: str) -> tuple[BranchPart, ...]:
         """A branch's prediction inside and outside; only one of them where the other covers nothing."""
-        source = run.inversion.conditioning if run.inversion else None
+        source = inversion.conditioning
         if not (self.inside and self.outside):
             return (BranchPart(inside),) if self.inside else (BranchPart(outside, prompt=source),)
         return BranchPart(inside, cells), BranchPart(outside, 1 - cells, source)
 
-    def _starts(self, run: Moment, cells: Tensor) -> dict[str, Tensor]:
+    def _starts(self, run: Moment, inversion: Inversion, cells: Tensor) -> dict[str, Tensor]:
         """Latents (B, C, h, w) to begin from, by name, in the sampler's scale.
 
         A run that begins later than at the inverted noise begins with as much noise on the image instead.
         """
-        sigma, inversion = run.sigmas[0], run.inversion
-        if inversion is None:
-            raise ValueError("Connect an inversion to MaSaFusion: it keeps the source image outside the region.")
+        sigma = run.sigmas[0]
         inverted = inversion.at(sigma).expand(run.batch, -1, -1, -1)
-        fresh = noise_like(torch.empty(run.batch, LATENT_CHANNELS, *run.size), self.seed)
+        fresh = noise_like(inverted, self.seed)
         if inversion.level(sigma) == len(inversion.sigmas) - 1:
             fresh = fresh * (1 + sigma * sigma) ** 0.5
         else:
