@@ -25,6 +25,12 @@ def is_guided(guider: Any) -> bool:
     return getattr(guider, "cfg", 1.0) != 1.0 or guider.model_options.get("disable_cfg1_optimization", False)
 
 
+def sampler_name(sampler: Any) -> str:
+    """The host's name of a sampler, such as "euler"; of one that is none of its own, its type's."""
+    name: str = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    return name.removeprefix("sample_").removesuffix("_function")
+
+
 def cfg_guider(model: Any, positive: Any, negative: Any, guidance: float) -> comfy.samplers.CFGGuider:
     """The host's guider for positive and negative CONDITIONING (None: the positive one) at a guidance scale.
 

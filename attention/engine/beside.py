@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...host.guider import sampler_name
 from ...host.marks import prompt_key
 from .branches import OWN, Branch, BranchControl, BranchPart
 from .roles import Call, Row, is_conditional
@@ -48,11 +49,11 @@ def begin_branches(run: Run, sampler: Any) -> None:
         )
     if run.plan.variation is not None:
         raise ValueError(f"Set Edit Setup's variation to 0: {having[0].name} has starts, noise and a seed of its own.")
-    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    name = sampler_name(sampler)
     if any(part in name for part in COUPLED):
         raise ValueError(
-            f"Choose another sampler, such as euler, ddim or dpmpp_2m: {name.removesuffix('_function')} chooses its "
-            f"steps by all images of a batch, and {having[0].name} samples several that must not depend on each other."
+            f"Choose another sampler, such as euler, ddim or dpmpp_2m: {name} chooses its steps "
+            f"by all images of a batch, and {having[0].name} samples several that must not depend on each other."
         )
     run.branches = having[0].branches(run)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...host.conditioning import check_readable, same_text
-from ...host.guider import is_guided
+from ...host.guider import is_guided, sampler_name
 from ...host.remarks import Kind
 from . import null_text
 from .acts import How, Site
@@ -51,13 +51,6 @@ def judge(run: Run, sampler: Any, batch: int) -> None:
     _judge_batch(run, batch)
     _judge_prompts(run)
     _judge_windows(run)
-
-
-def sampler_name(sampler: Any) -> str:
-    """The host's name of a sampler."""
-    return getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__).removeprefix(
-        "sample_"
-    )
 
 
 def _judge_sampler(run: Run, sampler: Any) -> None:
