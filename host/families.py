@@ -1,9 +1,10 @@
-"""Model families: which transformer blocks a UNet has, in the order in which it calls them.
+"""Model families: which transformer blocks a UNet or a transformer has, in the order in which it calls them.
 
 A layer's index counts blocks in call order (down, middle, up), as the papers do; one layer is one
 self-attention followed by one cross-attention. Layers and scales are read from the UNet itself, so that one which
 was cut down from a family's (SSD-1B, Segmind Vega, KOALA, BK-SDM) needs no row of its own. The family is the name
-that published numbers go by; `ByFamily` is the one table that holds them.
+that published numbers go by; `ByFamily` is the one table that holds them. A block of a transformer is a layer too: one
+joint attention.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
 from .models import LATENT_CHANNELS
+from .transformers import TRANSFORMERS, Transformer, transformer_of
 
 _Number = TypeVar("_Number")
+
+
+_UNET_PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Layer:
 
     Attributes:
         index: place in call order, from 0.
-        block: the host's name of the UNet block, such as ("output", 3).
+        block: the host's name of the UNet block, such as ("output", 3), or the transformer's, such as ("double", 3).
         depth: place of the transformer block inside its UNet block.
         scale: side of the latent divided by the side of this layer's feature map.
     """
@@ -44,9 +49,9 @@ class Layer:
 
     @property
     def stage(self) -> tuple[int, int]:
-        """Way down, middle or way up, and scale; stages that are called later compare as larger."""
-        part = ("input", "middle", "output").index(self.block[0])
-        return part, (1 - part) * self.scale
+        """Way down, middle or way up, and scale, or stream; stages that are called later compare as larger."""
+        part = ("input", "middle", "output", "double", "single").index(self.block[0])
+        return part, (1 - part) * self.scale if part < _UNET_PARTS else 0
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,27 @@ class Family:
         name: what published numbers go by.
         side: side of the latent at the size that the family draws best (512 pixels: 64).
         unet: the host's name of the UNet, by which it was recognised, such as "SSD1B"; empty for the family's own.
+        transformer: what tells a transformer's joint attention; None for UNets.
     """
 
     name: str
     layers: tuple[Layer, ...]
     side: int
     unet: str = ""
+    transformer: Transformer | None = None
+
+    @property
+    def joint(self) -> bool:
+        """Whether text and image are one sequence in its attention."""
+        return self.transformer is not None
+
+    def check_unet(self, name: str) -> None:
+        """Raise ValueError for a transformer, on which the named does not work yet."""
+        if self.joint:
+            raise ValueError(
+                f"Connect a checkpoint of {', '.join(family.name for family in FAMILIES)}: {name} does not work on "
+                f"transformers such as {self.name} yet."
+            )
 
     def __str__(self) -> str:
         return self.name if self.is_whole else f"{self.unet} ({self.name} with other layers)"
@@ -81,8 +101,11 @@ class Family:
         """Layers with at most side x side tokens at the family's own size.
 
         The editing papers choose layers by their number of tokens at 512 pixels: N <= 32 x 32. Counting at the
-        family's own size keeps the choice the same for every size of image.
+        family's own size keeps the choice the same for every size of image. All layers of a transformer have the same
+        number of tokens, so that the rule does not tell them apart: they are all meant.
         """
+        if self.joint:
+            return self.layers
         return tuple(layer for layer in self.layers if layer.scale * side >= self.side)
 
     def at_place_of(self, index: int) -> int:
@@ -185,7 +208,10 @@ SDXL = Family("SDXL", _layers_by_block(_SDXL_BLOCKS), side=128)
 FAMILIES = (SD1, SD2, SDXL)
 """Families with the layers of their own UNets."""
 
-_WHOLE = {family.name: family for family in FAMILIES}
+JOINT_FAMILIES = tuple(Family(t.name, _numbered(t.places), t.side, "", t) for t in TRANSFORMERS)
+"""Transformers, with the blocks of their own networks."""
+
+_WHOLE = {family.name: family for family in (*FAMILIES, *JOINT_FAMILIES)}
 _BY_CONFIG = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}
 """By class of the host's model configuration, or a class that it derives from."""
 
@@ -199,6 +225,9 @@ def family_of(model: Any) -> Family:
     """
     config = type(model.model.model_config)
     family = next((_BY_CONFIG[c.__name__] for c in config.__mro__ if c.__name__ in _BY_CONFIG), None)
+    transformer = transformer_of(config)
+    if transformer is not None:
+        return _joint_family(model, transformer)
     if family is None:
         raise ValueError(
             f"Attention Edit does not know this model's architecture ({config.__name__}). It works with "
@@ -221,11 +250,29 @@ def family_of(model: Any) -> Family:
     return _interned(family, config.__name__, places)
 
 
+def _joint_family(model: Any, transformer: Transformer) -> Family:
+    """A transformer's family, with the blocks that it has.
+
+    Raises:
+        ValueError: it takes more than a latent (Flux Fill, Canny and Depth).
+    """
+    network, config = model.get_model_object("diffusion_model"), model.model.model_config
+    channels = model.get_model_object("latent_format").latent_channels
+    taken = config.unet_config.get("in_channels", channels)
+    if taken not in (channels, channels * network.patch_size**2):
+        raise ValueError(
+            f"This checkpoint takes {taken} channels where its latents have {channels}: an inpainting or control model "
+            "(Flux Fill, Canny, Depth), which also wants a second image at every step. Connect the ordinary checkpoint "
+            "that it was made from."
+        )
+    return _interned(_WHOLE[transformer.name], type(config).__name__, tuple(transformer.places_in(network)))
+
+
 @lru_cache(maxsize=16)
 def _interned(family: Family, unet: str, places: tuple[tuple[tuple[str, int], int, int], ...]) -> Family:
     """One object for all models with the same UNet: what it knows of its layers is then found out once."""
     layers = _numbered(places)
-    return family if layers == family.layers else Family(family.name, layers, family.side, unet)
+    return family if layers == family.layers else Family(family.name, layers, family.side, unet, family.transformer)
 
 
 def _places_in(unet: Any) -> Iterator[tuple[tuple[str, int], int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_sampling
+import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -14,32 +15,58 @@ CELL = 8
 
 
 def prediction_of(model: Any) -> str:
-    """ "eps" or "v" of a host MODEL, as its sampling object says.
+    """ "eps", "v" or "flow" (rectified flow) of a host MODEL, as its sampling object says.
 
     Raises:
-        ValueError: the model predicts something else (flow matching, EDM, x0).
+        ValueError: the model predicts something else (EDM, x0).
     """
     sampling = model.get_model_object("model_sampling")
     other = (comfy.model_sampling.EDM, comfy.model_sampling.X0)
+    if is_flow(sampling):
+        return "flow"
     if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, other):
         return "v" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "eps"
     raise ValueError(
-        f"Inversion needs a model with eps or v prediction; this one uses {type(sampling).__mro__[2].__name__}. "
-        "Connect an SD1.x, SD2.x or SDXL checkpoint without a sampling patch that changes it."
+        f"Inversion needs a model with eps or v prediction, or a rectified flow; this one uses "
+        f"{type(sampling).__mro__[2].__name__}. Connect an SD1.x, SD2.x, SDXL, Flux or SD3 checkpoint without a "
+        "sampling patch that changes it."
     )
 
 
-def check_latent(latent: dict[str, Any], place: str = "Inversion") -> Tensor:
-    """The samples of a LATENT, checked; `place` is what it is connected to, for the error.
+def is_flow(sampling: Any) -> bool:
+    """Whether a model's sampling object is a rectified flow's: x = sigma noise + (1 - sigma) image."""
+    flow = isinstance(sampling, comfy.model_sampling.CONST)
+    return flow and not isinstance(sampling, comfy.model_sampling.IMG_TO_IMG_FLOW)
+
+
+def flow_levels(sampling: Any, steps: int) -> list[float]:
+    """A rectified flow's own noise levels, clean (0) to noisy: the host's "simple" spacing with the model's shift.
 
     Raises:
-        ValueError: not a (B, 4, h, w) latent, or it holds NaN or infinity.
+        ValueError: more steps than the model has levels.
     """
-    samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
+    found: list[float] = comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist()
+    if steps < 1 or len(set(found)) != steps + 1:
+        raise ValueError(f"Lower steps: this model's schedule has no {steps} levels that differ.")
+    return found[::-1]
+
+
+def check_latent(latent: dict[str, Any], place: str = "Inversion", model: Any = None) -> Tensor:
+    """The samples of a LATENT, checked; `place` is what it is connected to, for the error.
+
+    Args:
+        model: host MODEL whose latent it must be; None for an SD model's.
+
+    Raises:
+        ValueError: not a (B, C, h, w) latent of the model's channels, or it holds NaN or infinity.
+    """
+    samples, channels = latent["samples"], LATENT_CHANNELS
+    if model is not None:
+        channels = model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 4 or samples.shape[1] != channels:
         raise ValueError(
-            f"{place} needs the latent of an SD image, shape (B, {LATENT_CHANNELS}, h, w), not {tuple(samples.shape)}. "
-            "Connect VAE Encode with this model's own VAE."
+            f"{place} needs the latent of this model's images, shape (B, {channels}, h, w), not "
+            f"{tuple(samples.shape)}. Connect VAE Encode with this model's own VAE."
         )
     if not torch.isfinite(samples).all():
         raise ValueError(

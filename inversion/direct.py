@@ -19,7 +19,7 @@ from ..host.conditioning import Conditioning
 from ..host.cost import Cost, measured
 from .improvement import Found, Improvement
 from .record import Inversion
-from .steps import Predict, alpha_of, ddim_step, to_eps
+from .steps import Predict, scale_of
 from .walk import evaluations, walk_inversion
 
 
@@ -37,8 +37,7 @@ def pulled(
     visited = [trajectory[0]]
     for number, (high, low) in enumerate(pairwise(sigmas)):
         z, target = visited[-1], trajectory[number + 1]
-        eps = to_eps(predict(z, high), z, alpha_of(high), kind)
-        landed = ddim_step(z, eps, alpha_of(high), alpha_of(low))
+        landed = scale_of(kind).step(z, predict(z, high), (high, low), z, high)
         # torch.lerp gives exactly the trajectory at scale 1, which adding the difference does not.
         visited.append(torch.lerp(landed, target, scale if number % every == 0 else 0.0))
     return visited
@@ -55,6 +54,7 @@ class DirectInversion(Improvement):
     """
 
     name: ClassVar[str] = "Direct inversion"
+    on_flows: ClassVar[bool] = True
     scale: float = 1.0
     every: int = 1
 

@@ -1,7 +1,8 @@
 """Fixed-point inversion (Pan et al. 2023, AIDI; Garibi et al. 2024, ReNoise): steps that sampling takes back exactly.
 
-A DDIM inversion step takes the noise at the latent that it comes from; the sampler's step back takes it at the
-latent that it starts from. Here each step is repeated at the latent that it has found, until both are the same.
+A DDIM inversion step (of a rectified flow, Euler's) takes the noise at the latent that it comes from; the sampler's
+step back takes it at the latent that it starts from. Here each step is repeated at the latent that it has found, until
+both are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..host.conditioning import Conditioning
 from ..host.cost import measured
 from .improvement import Found, Improvement
 from .record import Inversion
-from .steps import Predict, alpha_of, ddim_step, to_eps
+from .steps import Predict, scale_of
 from .walk import evaluations, walk_inversion
 
 
@@ -44,19 +45,19 @@ def invert_step(
     residual grows, as it may with guidance, it goes back to the best latent and takes half of the way from then on.
 
     Args:
-        z: (B, C, h, w) at the cleaner level, DDPM scale.
+        z: (B, C, h, w) at the cleaner level, in its `Scale`.
         levels: sigmas, cleaner and noisier.
         tolerance: relative residual at which an image is done.
         iterations: evaluations per image at most, at least 1.
     """
-    low, high = (alpha_of(sigma) for sigma in levels)
+    low, high = levels
     best, found, guess = z, z, z  # what the network is given, what it leads to, and what it is given next
     error, reach = z.new_full((len(z),), float("inf")), z.new_ones(len(z))
     residuals: list[float] = []
     for _ in range(iterations):
         # The first guess is z itself, which lies on the cleaner level; later ones lie on the noisier.
-        eps = to_eps(predict(guess, levels[1]), guess, high if residuals else low, kind)
-        landed = ddim_step(z, eps, low, high)
+        lies = high if residuals else low
+        landed = scale_of(kind).step(z, predict(guess, high), levels, guess, lies)
         residual = (landed - guess).flatten(1).norm(dim=1) / landed.flatten(1).norm(dim=1)
         if not residuals:
             # DDIM inversion's own step, from which the search begins; how far it went says nothing yet.
@@ -103,6 +104,7 @@ class FixedPointInversion(Improvement):
     """
 
     name: ClassVar[str] = "Fixed-point inversion"
+    on_flows: ClassVar[bool] = True
     tolerance: float = 1e-4
     iterations: int = 10
 

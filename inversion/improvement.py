@@ -56,6 +56,8 @@ class Improvement(ABC):
 
     name: ClassVar[str]
     """For messages and the log."""
+    on_flows: ClassVar[bool] = False
+    """Whether it improves inversions of rectified flows too."""
 
     @abstractmethod
     def improve(self, model: Any, inversion: Inversion, negative: Conditioning | None, guidance: float) -> Found:
@@ -72,9 +74,14 @@ class Improvement(ABC):
             guidance: scale at which sampling shall find the image again.
 
         Raises:
-            ValueError: edits on the model, another model than the inversion's, or no negative prompt where one is
-                needed.
+            ValueError: edits on the model, another model than the inversion's, a rectified flow where the method knows
+                none, or no negative prompt where one is needed.
         """
+        if inversion.prediction == "flow" and not self.on_flows:
+            raise ValueError(
+                f"Connect the inversion itself, or Fixed-Point Inversion's: {self.name} does not work on rectified "
+                f"flows such as {inversion.family} yet."
+            )
         if model is not None:
             check_unedited(model, place=self.name)
             inversion.check_model(family_of(model).name, prediction_of(model))

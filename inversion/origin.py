@@ -14,6 +14,7 @@ from ..host.cost import measured
 from ..host.families import family_of
 from ..host.marks import check_unedited
 from ..host.models import check_latent, prediction_of
+from ..host.transformers import takes_guidance
 from .improvement import Found
 from .record import Inversion
 from .schedule import levels
@@ -50,6 +51,14 @@ class Origin(ABC):
         """The levels that are visited on the way along ascending sigmas: these, and maybe others between them."""
         return sigmas
 
+    def calls(self, kind: str) -> int:
+        """Calls of the model per step, by what it predicts."""
+        return 1
+
+    def told(self, kind: str) -> str:
+        """What the inversion says of how it was made."""
+        return "DDIM inversion"
+
     def __call__(
         self,
         model: Any,
@@ -73,9 +82,16 @@ class Origin(ABC):
         """
         check_unedited(model, passive=True, place=self.name)
         source_conditioning(positive, f"source prompt of {self.name}")
-        family, kind, samples = family_of(model), prediction_of(model), check_latent(latent, self.name)
+        family, kind = family_of(model), prediction_of(model)
+        if family.joint != (kind == "flow"):
+            raise ValueError(
+                f"Remove the sampling patch (ModelSampling...) from this {family.name} model, which makes it predict "
+                f"{kind}."
+            )
+        samples = check_latent(latent, self.name, model)
+        positive = with_source_guidance(model, positive)
         sigmas = levels(model.get_model_object("model_sampling"), self.steps, self.offset)
-        rows = evaluations(len(self.walked(model, sigmas)) - 1, len(samples), guidance)
+        rows = evaluations(len(self.walked(model, sigmas)) - 1, len(samples), guidance) * self.calls(kind)
         with measured(model, self.name, f"{rows} UNet evaluations") as (counted, cost):
             visited = self.trajectory(counted, latent, sigmas, positive, negative, guidance)
         inversion = Inversion(
@@ -86,5 +102,17 @@ class Origin(ABC):
             family=family.name,
             prediction=kind,
             conditioning=positive,
+            method=self.told(kind),
         )
         return Found(inversion, cost)
+
+
+def with_source_guidance(model: Any, positive: Conditioning) -> Conditioning:
+    """A source prompt with the embedded guidance that it is inverted at, where the model reads one: 1, if it has none.
+
+    Without it the host runs Flux at 3.5, at which a trajectory does not lead back to its image; papers invert at 1
+    (Stable Flow, RF-Solver, FireFlow) or 1.5 (KV-Edit). A FluxGuidance node on the source prompt says otherwise.
+    """
+    if not takes_guidance(model):
+        return positive
+    return [[states, {"guidance": 1.0, **options}] for states, options in positive]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning
+from .steps import scale_of
 
 MATCH = 1e-4
 """Relative difference under which two sigmas are the same noise level (a float32 rounding apart)."""
@@ -20,13 +21,14 @@ class Inversion:
     """The trajectory of a source image from clean to noisy.
 
     Attributes:
-        latents: (S, B, C, h, w) float32 on the CPU, z* in DDPM (variance preserving) scale; latents[0] is the
+        latents: (S, B, C, h, w) float32 on the CPU, z* in the `Scale` of the prediction (DDPM's, or a
+            flow's own); latents[0] is the
             image's own scaled latent and latents[-1] the inverted noise.
-        sigmas: S noise levels, ascending; sigma = sqrt((1 - alpha) / alpha).
-        steps: number of DDIM steps by the papers' count (50 for 980 ... 0).
-        offset: timestep offset of the schedule, 0 or 1.
+        sigmas: S noise levels, ascending; sigma = sqrt((1 - alpha) / alpha), of a flow 0 to 1.
+        steps: number of DDIM steps by the papers' count (50 for 980 ... 0), or of a flow's steps (S - 1).
+        offset: timestep offset of the schedule, 0 or 1; of a flow 0.
         family: name of the model family.
-        prediction: "eps" or "v".
+        prediction: "eps", "v" or "flow".
         conditioning: the source prompt's CONDITIONING.
         method: how it was made, for messages and reports.
         null_states: text states (1 or S - 1, 1 or B, L, C), float32 on the CPU, that stand in the negative prompt's
@@ -112,7 +114,7 @@ class Inversion:
         return max(0, above - 1)
 
     def at(self, sigma: float, latents: Tensor | None = None) -> Tensor:
-        """The source latent at a noise level, in the sampler's scale: x = z* sqrt(1 + sigma^2).
+        """The source latent at a noise level, in the sampler's scale: x = z* sqrt(1 + sigma^2), of a flow z*.
 
         Exactly the stored latent at stored levels. Between two of them x is linear in sigma, which is where
         DDIM's own ordinary differential equation goes: one step's x0 and eps are constant.
@@ -173,12 +175,12 @@ class Inversion:
         return min(max(right - 1, 0), len(self.sigmas) - 2)
 
     def _sampler_scale(self, latents: Tensor, i: int) -> Tensor:
-        return latents[i] * (1 + self.sigmas[i] ** 2) ** 0.5
+        return scale_of(self.prediction).to_sampler(latents[i], self.sigmas[i])
 
     def check_levels(self, model_sampling: Any) -> None:
         """Raise ValueError if the noise levels are not those of a model's table, as the host keeps it."""
         table: Tensor | None = getattr(model_sampling, "sigmas", None)
-        if table is None:
+        if table is None or self.prediction == "flow":  # a flow has every level between 0 and 1
             return
         levels, table = torch.tensor(self.sigmas, dtype=torch.float64), table.detach().double().cpu()
         distance = (levels[:, None] - table).abs().amin(1)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..host.models import flow_levels, is_flow
+
 OFFSETS = {"leading, offset 0 (editing papers)": 0, "leading, offset 1 (diffusers, ddim_uniform)": 1}
 """The two conventions. Offset 0 gives 980, 960 ... 0 for 50 steps: null-text inversion, MasaCtrl, FPE, MAG-Edit
 and CPAM. Offset 1 gives 981 ... 1: Dynamic Prompt Learning, Plug-and-Play, and the host's ddim_uniform."""
@@ -34,9 +36,13 @@ def levels(model_sampling: Any, steps: int, offset: int) -> list[float]:
     The image itself lies at timestep 0 (DDIM with "set alpha to one" off: the last alpha is alpha_0). With
     offset 0 the first timestep is 0 too: that step is an identity, and is left out.
 
+    A rectified flow's schedule is the model's own, from the image at 0 to noise: `flow_levels`.
+
     Raises:
         ValueError: the model's noise schedule has no 1000 discrete levels, or no step is left.
     """
+    if is_flow(model_sampling):
+        return flow_levels(model_sampling, steps)
     table: Tensor | None = getattr(model_sampling, "sigmas", None)
     if table is None or table.ndim != 1 or len(table) != MAX_STEPS:
         raise ValueError(

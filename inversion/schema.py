@@ -7,26 +7,30 @@ without a checksum (versions 1 and 2) is held to the same tables.
 from __future__ import annotations
 
 import math
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..host.families import FAMILIES, LATENT_CHANNELS, SDXL
+from ..host.families import FAMILIES, JOINT_FAMILIES, LATENT_CHANNELS, SDXL
 from ..host.marks import STATES
 from .learned import LEARNED, LEARNED_PLACES, LEARNED_VECTORS, TOKEN_KEYS
+from .rules import Many, Maybe, Number, OneOf, SchemaError, Table, Text, known, refuse, shown
 from .schedule import MAX_STEPS, timesteps
+
+__all__ = ["SchemaError", "known", "refuse", "shown"]
 
 LARGEST_SIGMA = 4519.0
 """The noisiest level of any table of the families: 14.6 as trained, 4518.8 rescaled to a zero terminal SNR."""
+LEAST_SIGMA = 1e-6
+"""The cleanest level that a DDPM schedule may begin with; a rectified flow's is 0."""
 LARGEST_VALUE = 65504.0
 """The largest number that half precision holds, in which the model will read the tensors."""
 LARGEST_SIDE = 2048
 """Cells of a latent's side: the host's largest picture has 16384 pixels."""
 LARGEST_BATCH = 4096
+LARGEST_CHANNELS = 256
 LARGEST_FILE = 16 << 30
 """Bytes of all tensors together; 1000 levels of a 4096 x 4096 picture take 4 GiB."""
 
@@ -37,126 +41,19 @@ FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", to
 """Number types of text states, with safetensors' names; latents and texts per step are float32."""
 WHOLE = {torch.int64: "I64"}
 
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
-
-
-class SchemaError(ValueError):
-    """A field is not as the table says; the text has the field, what it is, and what was expected."""
-
-
-def refuse(field: str, found: str, expected: str) -> NoReturn:
-    """Raise SchemaError for a field."""
-    raise SchemaError(f"Its field {field} is {found}; expected is {expected}.")
-
-
-def shown(value: Any) -> str:
-    """A value in a few characters, whatever it is."""
-    try:
-        return _REPR.repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints
-        return f"a {type(value).__name__} too long to show"
-
-
-@dataclass(frozen=True)
-class Number:
-    """A finite number within two bounds."""
-
-    low: float
-    high: float
-    whole: bool = False
-
-    def __call__(self, field: str, value: Any) -> None:
-        """Raise SchemaError for anything else; a bool is no number."""
-        kinds = int if self.whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not self.low <= value <= self.high:
-            kind = "a whole number" if self.whole else "a finite number"
-            refuse(field, shown(value), f"{kind} from {self.low:g} to {self.high:g}")
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text of some length."""
-
-    most: int
-
-    def __call__(self, field: str, value: Any) -> None:
-        """Raise SchemaError for anything else."""
-        if not isinstance(value, str) or not 0 < len(value) <= self.most:
-            refuse(field, shown(value), f"a text of 1 to {self.most} characters")
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """One of some values."""
-
-    values: tuple[Any, ...]
-
-    def __call__(self, field: str, value: Any) -> None:
-        """Raise SchemaError for anything else."""
-        if not any(type(value) is type(known) and value == known for known in self.values):
-            refuse(field, shown(value), "one of " + ", ".join(map(repr, self.values)))
-
-
-@dataclass(frozen=True)
-class Many:
-    """A list of one kind."""
-
-    rule: Callable[[str, Any], None]
-    least: int
-    most: int
-
-    def __call__(self, field: str, value: Any) -> None:
-        """Raise SchemaError for anything else."""
-        if not isinstance(value, list) or not self.least <= len(value) <= self.most:
-            found = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
-            refuse(field, found, f"a list of {self.least} to {self.most}")
-        for i, entry in enumerate(value):
-            self.rule(f"{field}[{i}]", entry)
-
-
-@dataclass(frozen=True)
-class Maybe:
-    """A value, or none."""
-
-    rule: Callable[[str, Any], None]
-
-    def __call__(self, field: str, value: Any) -> None:
-        """Raise SchemaError for anything else."""
-        if value is not None:
-            self.rule(field, value)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A mapping of known keys."""
-
-    rules: Mapping[str, Callable[[str, Any], None]]
-    needed: tuple[str, ...] = ()
-
-    def __call__(self, field: str, value: Any) -> None:
-        """Raise SchemaError for anything else."""
-        if not isinstance(value, dict):
-            refuse(field, shown(value), "a table of " + ", ".join(self.rules))
-        known(f"{field}.", value, self.rules)
-        for key in self.needed:
-            if key not in value:
-                refuse(f"{field}.{key}", "missing", "there")
-        for key, entry in value.items():
-            self.rules[key](f"{field}.{key}", entry)
-
-
 _PIXELS = Number(0, 16384, whole=True)
 TENSOR_OPTIONS = ("pooled_output", *LEARNED)
 OPTIONS = Table(
     {
         **dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), _PIXELS),
         "aesthetic_score": Number(0, 1000),
+        "guidance": Number(0, 1000),
         "pooled_output": OneOf((None,)),
     }
 )
-"""Options of a prompt that CLIP Text Encode and CLIP Text Encode SDXL make; `TENSOR_OPTIONS` are tensors, most of them
-what Dynamic Prompt Learning puts on a source prompt."""
+"""Options of a prompt that CLIP Text Encode, CLIP Text Encode SDXL and FluxGuidance make; `TENSOR_OPTIONS` are tensors,
+most of them what Dynamic Prompt Learning puts on a source prompt."""
+_FLOWS = tuple(family.name for family in JOINT_FAMILIES)
 _SOURCE = "conditioning.0.option."
 _PLACES = f"{_SOURCE}{LEARNED_PLACES}"
 _WHOLE = (_PLACES, f"{_SOURCE}{TOKEN_KEYS}")
@@ -164,11 +61,11 @@ _EXACT = ("latents", *STEP_TEXTS.values(), *(f"{_SOURCE}{key}" for key in LEARNE
 
 FIELDS = Table(
     {
-        "sigmas": Many(Number(1e-6, LARGEST_SIGMA), 2, MAX_STEPS),
+        "sigmas": Many(Number(0, LARGEST_SIGMA), 2, MAX_STEPS + 1),
         "steps": Number(1, MAX_STEPS, whole=True),
         "offset": Number(0, 1, whole=True),
-        "family": OneOf(tuple(family.name for family in FAMILIES)),
-        "prediction": OneOf(("eps", "v")),
+        "family": OneOf(tuple(family.name for family in (*FAMILIES, *JOINT_FAMILIES))),
+        "prediction": OneOf(("eps", "v", "flow")),
         "conditioning": Many(OPTIONS, 1, 1),
         "method": Text(200),
         "null_options": OPTIONS,
@@ -179,13 +76,6 @@ FIELDS = Table(
 )
 
 
-def known(prefix: str, found: Iterable[str], expected: Iterable[str]) -> None:
-    """Raise SchemaError for a name that the format does not have."""
-    for name in found:
-        if name not in expected:
-            refuse(f"{prefix}{name[:80]}", "unknown to this version", "one of " + ", ".join(expected))
-
-
 def check_fields(fields: Any) -> None:
     """Raise SchemaError unless the plain fields are of the table, and go with one another."""
     FIELDS("inversion", fields)
@@ -193,7 +83,12 @@ def check_fields(fields: Any) -> None:
     for i in range(1, len(sigmas)):
         if sigmas[i] <= sigmas[i - 1]:
             refuse(f"inversion.sigmas[{i}]", shown(sigmas[i]), f"more than the level before it, {sigmas[i - 1]:g}")
-    levels = len({0, *timesteps(fields["steps"], fields["offset"])})
+    flow = fields["prediction"] == "flow"
+    if flow != (fields["family"] in _FLOWS):
+        refuse("inversion.prediction", shown(fields["prediction"]), f"what {fields['family']} predicts")
+    if not flow and sigmas[0] < LEAST_SIGMA:
+        refuse("inversion.sigmas[0]", shown(sigmas[0]), f"at least {LEAST_SIGMA:g}")
+    levels = fields["steps"] + 1 if flow else len({0, *timesteps(fields["steps"], fields["offset"])})
     if len(sigmas) != levels:
         told = f"{levels} levels, as {fields['steps']} steps with offset {fields['offset']} have"
         refuse("inversion.sigmas", f"a list of {len(sigmas)}", told)
@@ -229,10 +124,12 @@ def _bounds(
         refuse("inversion.null_options", "without its partner", "together with null.0.states")
     levels, side = len(fields["sigmas"]), range(1, LARGEST_SIDE + 1)
     batch = (1, shapes["latents"][1]) if len(shapes["latents"]) > 1 else (1,)
+    # A transformer's latents are of its own autoencoder: 4 (the demo's), 16 or 128 channels.
+    channels = range(1, LARGEST_CHANNELS + 1) if fields["family"] in _FLOWS else (LATENT_CHANNELS,)
     tokens, width = range(1, 1 << 16), range(1, 1 << 14)
     own = shapes["conditioning.0.states"][-1:] or (0,)
     found: dict[str, tuple[range | tuple[int, ...], ...]] = {
-        "latents": ((levels,), range(1, LARGEST_BATCH + 1), (LATENT_CHANNELS,), side, side),
+        "latents": ((levels,), range(1, LARGEST_BATCH + 1), channels, side, side),
         "conditioning.0.states": (batch, tokens, width),
     }
     found |= {name: ((1, levels - 1), batch, tokens, own) for name in STEP_TEXTS.values()}

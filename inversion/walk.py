@@ -12,22 +12,19 @@ from ..host.conditioning import Conditioning, at_step, with_states
 from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
 from ..host.models import latent_of, prediction_of
 from .record import Inversion
-from .steps import Predict
+from .steps import Predict, scale_of
 
 Walk = Callable[[Predict, Tensor], list[Tensor]]
-"""What a run does: from the network and the start latent (DDPM scale) to the latents that it visits."""
+"""What a run does: from the network and the start latent (in its `Scale`) to the latents that it visits."""
 
 
 def raw_prediction(denoised: Tensor, z: Tensor, sigma: float, kind: str) -> Tensor:
-    """The network's own output, eps or v, from the host's prediction of the clean latent.
+    """The network's own output (eps, v, velocity) from the host's prediction of the clean latent.
 
     Args:
-        denoised: (B, C, h, w), what the host made of it; z: the latent that it was given, in DDPM scale.
+        denoised: (B, C, h, w), what the host made of it; z: the latent that it was given, in its `Scale`.
     """
-    scale = (1 + sigma * sigma) ** 0.5
-    if kind == "v":
-        return (z / scale - denoised) * scale / sigma
-    return (z * scale - denoised) / sigma
+    return scale_of(kind).raw(denoised, z, sigma)
 
 
 class Walker(OwnSampler):
@@ -35,7 +32,7 @@ class Walker(OwnSampler):
 
     Args:
         walk: what to do.
-        kind: "eps" or "v".
+        kind: "eps", "v" or "flow".
         texts: whose null text stands in the negative prompt's place, and whose words that were learned for each step
             in the positive one's.
     """
@@ -56,7 +53,7 @@ class Walker(OwnSampler):
                 conds["negative"] = with_states(negative, states.to(beside))
             if self.texts is not None:
                 conds["positive"] = at_step(positive, self.texts.pair(sigma))
-            x = z * (1 + sigma * sigma) ** 0.5
+            x = scale_of(self.kind).to_sampler(z, sigma)
             denoised = host.denoised(x, sigma)
             host.show(_step_at(sigma, levels), denoised, x)
             return raw_prediction(denoised, z, sigma, self.kind)

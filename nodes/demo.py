@@ -19,19 +19,29 @@ class DemoModelNode(io.ComfyNode):
             description="A tiny text-to-image model that comes with the pack and knows coloured shapes only. It shows "
             "what a workflow does; replace it by Load Checkpoint for your own photographs.",
             search_aliases=["example checkpoint", "test model", "tiny model"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "network",
+                    options=["UNet", "transformer"],
+                    default="UNet",
+                    optional=True,
+                    tooltip="UNet: SD1.x topology. Transformer: a tiny Flux on the same latents and texts, for the "
+                    "methods that work on transformers.",
+                )
+            ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="SD1.x topology, tiny widths."),
+                io.Model.Output(display_name="model", tooltip="SD1.x topology or Flux, tiny widths."),
                 io.Clip.Output(display_name="clip", tooltip="Knows the words of the demo world."),
                 io.Vae.Output(display_name="vae", tooltip="8x autoencoder."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, network: str = "UNet") -> io.NodeOutput:
         from ..demo.bundle.load import load_demo_model
+        from ..demo.bundle.transformer import load_demo_transformer
 
-        return io.NodeOutput(*load_demo_model())
+        return io.NodeOutput(*(load_demo_transformer() if network == "transformer" else load_demo_model()))
 
 
 class DemoSceneNode(io.ComfyNode):

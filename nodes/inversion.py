@@ -14,6 +14,20 @@ from .inputs import disk_cache_input, guidance_input, inversion_input
 from .sockets import CATEGORY, InversionSocket
 
 
+def _flow_iterations_input() -> io.Input:
+    """Calls of the model per step of a rectified flow."""
+    return io.Int.Input(
+        "flow_iterations",
+        default=3,
+        min=1,
+        max=20,
+        tooltip="For rectified flows (Flux, SD3): calls of the model per step. 1 is Euler's inversion, 3 mostly finds "
+        "the latent that sampling takes back to the photograph; few steps want more.",
+        optional=True,
+        advanced=True,
+    )
+
+
 class InvertNode(io.ComfyNode):
     """DDIM inversion of a photograph."""
 
@@ -56,6 +70,7 @@ class InvertNode(io.ComfyNode):
                 ),
                 disk_cache_input(),
                 _fine_steps_input(),
+                _flow_iterations_input(),
             ],
             outputs=[
                 InversionSocket.Output(
@@ -74,8 +89,9 @@ class InvertNode(io.ComfyNode):
         schedule: str,
         disk_cache: bool = False,
         fine_steps: int = 0,
+        flow_iterations: int = 3,
     ) -> io.NodeOutput:
-        ddim = DDIMInversion(steps, OFFSETS[schedule], fine_steps)
+        ddim = DDIMInversion(steps, OFFSETS[schedule], fine_steps, flow_iterations)
         return io.NodeOutput(report.begun(ddim, model, latent, source, disk_cache))
 
 

@@ -61,6 +61,7 @@ class RecordMapsNode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, prompt: Any, map_size: str, self_maps: str, start: float, end: float) -> io.NodeOutput:
         family = family_of(model)
+        family.check_unet("Record Attention Maps")
         there = {layer.scale for layer in family.layers}
         cross = tuple(sorted(there)) if map_size == ALL_SIZES else (SIZES[map_size],)
         own = () if self_maps == NO_SIZE else (SIZES[self_maps],)

@@ -14,7 +14,11 @@ from ...host.families import Layer
 from .moment import Moment
 
 Attend = Callable[..., Tensor]
-"""Attention: q (R, N, C), k and v (R, L, C), heads side by side in C, to (R, N, C); last a mask to add (R, N, L)."""
+"""Attention: q (R, N, C), k and v (R, L, C), heads side by side in C, to (R, N, C); last a mask to add (R, N, L).
+
+On a transformer's joint attention these are the image's, and the text's keys and values stand beside them. Two further
+arguments say which, and mean nothing on UNets: `rows`, the slice of the target's rows that q, k and v are of, and
+`text`, whether the text is the rows' "own" or the "source"'s."""
 
 
 @dataclass(frozen=True, eq=False)

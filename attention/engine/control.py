@@ -25,6 +25,8 @@ class Control:
     name = "control"
     guidable: bool = False
     """Whether gradients may be taken through it: what it makes of cross-attention maps is known and differentiable."""
+    on_joint: bool = False
+    """Whether it works on transformers, where one attention serves text and image."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         return self
@@ -157,6 +159,11 @@ def missing_steps(run: Moment, name: str, what: str) -> ValueError:
 def moves(control: Control) -> bool:
     """Whether it changes the sampler's own latent."""
     return isinstance(control, LatentControl) and type(control).before is not LatentControl.before
+
+
+def results(control: LatentControl) -> bool:
+    """Whether it changes the run's final latent."""
+    return type(control).result is not LatentControl.result
 
 
 def only_looks(control: Control, family: Family) -> bool:

@@ -19,6 +19,7 @@ from ...host.marks import KEY
 from ...inversion.record import Inversion
 from .acts import Site
 from .control import Control, only_looks
+from .joint import check_joint
 from .memory import make_room
 from .plan import Plan, plan_of
 from .residual import PATCH
@@ -43,12 +44,16 @@ def install(model: Any, control: Control, inversion: Inversion | None = None, pa
         source_conditioning(inversion.conditioning)
         plan = plan.with_source(inversion)
         control.fits((int(inversion.latents.shape[-2]), int(inversion.latents.shape[-1])))
+    if family.joint:
+        check_joint(control, family)
     for earlier in plan.controls:
         _check_apart(earlier, control, family, plan.inversion.steps if plan.inversion else None)
     alters = plan.alters or not only_looks(control, family)
     packed = plan.packed if packed is None else packed
     plan = replace(plan, controls=(*plan.controls, control), packed=packed, alters=alters)
     patched = with_plan(model, plan)
+    if family.joint:
+        return patched  # the wrappers put the site of joint attention into each call
     acts = control.acts_on(family)
     for act in acts:
         for layer in act.layers:

@@ -43,6 +43,10 @@ def kept_bytes(plan: Plan, family: Family, model: Any, size: tuple[int, int], ro
 def _parts(act: Act, family: Family, unet: Any, size: tuple[int, int]) -> dict[tuple[Any, ...], int]:
     """Numbers of one source row by site, place and part; what several acts read is kept once."""
     found: dict[tuple[Any, ...], int] = {}
+    if family.joint:
+        tokens = ceil(size[0] / family.layers[0].scale) * ceil(size[1] / family.layers[0].scale)
+        places = ((layer, part) for layer in act.layers for part in act.reads)
+        return {(act.at, layer.index, part): (tokens + TEXT) * unet.hidden_size for layer, part in places}
     for layer in act.layers:
         tokens = ceil(size[0] / layer.scale) * ceil(size[1] / layer.scale)
         block = _unet_block(unet, layer.block)

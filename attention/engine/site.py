@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,28 +13,11 @@ from torch import Tensor
 from ...host.attention import host_attention
 from ...host.families import Layer
 from ...host.marks import KEY, PATCHES
-from .acts import Act, How, Site
-from .call import AttentionCall, SourceRows
-from .control import Control
-from .features import keep_features, read_features
+from .acts import Site
+from .asking import Asking, Own
+from .features import keep_features
 from .roles import Call, Group
 from .run import Phase, Run
-
-ANY = Act(Site.CROSS, reads="qk")
-"""What a map that is read for itself reads of the source, where that is kept."""
-
-
-class Own:
-    """The attention that target rows have without a control; computed when first asked for."""
-
-    def __init__(self, compute: Callable[[], Tensor], plain: bool) -> None:
-        self.compute, self.plain = compute, plain
-        self.value: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        if self.value is None:
-            self.value = self.compute()
-        return self.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,57 +145,22 @@ class SiteHook:
                 f"Layer {self.layer.index} has {q.shape[1]} image tokens where its map is {shape[0]}x{shape[1]}: "
                 "another patch merges or tiles tokens (Token Merging, HyperTile). Remove it from the edited model."
             )
-        call_of = self._calls(call, group, q, k, v, options, (int(shape[0]), int(shape[1])), extra)
+        asking = Asking(
+            call=call,
+            group=group,
+            site=self.site,
+            layer=self.layer,
+            shape=(int(shape[0]), int(shape[1])),
+            q=q,
+            k=k,
+            v=v,
+            heads=options["n_heads"],
+            attend=lambda a, b, c, mask=None, **_: host_attention(a, b, c, options, mask),
+            extra=extra,
+        )
         if run.reading is not None and self.site is Site.CROSS:
-            run.reading.take(call_of(own))
-        for control, act in run.acting.at(self.site, self.layer.index, group.part):
-            if act.do is None:
-                continue
-            if act.how is not How.LOOKS:
-                own = Own(partial(act.do, call_of(own, control, act)), plain=False)
-            elif run.reading is None:  # a pass that is differentiated is none of the run's own
-                act.do(call_of(own, control, act))
-        return own()
-
-    def _calls(
-        self,
-        call: Call,
-        group: Group,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        options: dict[str, Any],
-        shape: tuple[int, int],
-        extra: dict[str, tuple[Tensor, Tensor]] | None,
-    ) -> Callable[..., AttentionCall]:
-        """What acts are handed: the same for all of them, but for what each stands on and reads of others."""
-
-        @cache
-        def source(of: str, own_half: bool) -> SourceRows | None:
-            return read_features(call, group, (self.site, self.layer.index), of, own_half, q.dtype)
-
-        def call_of(own: Own, control: Control | None = None, act: Act = ANY) -> AttentionCall:
-            return AttentionCall(
-                run=call.run,
-                layer=self.layer,
-                shape=shape,
-                q=q,
-                k=k,
-                v=v,
-                conditional=group.conditional,
-                batch=call.batch,
-                own=own,
-                attend=lambda a, b, c, mask=None: host_attention(a, b, c, options, mask),
-                source=source(act.of, act.own_half) if act.reads else None,
-                state=None if control is None else call.run.states.get(control),
-                heads=options["n_heads"],
-                lengths=tuple(n or k.shape[1] for n in group.lengths),
-                extra=extra,
-                guiding=call.run.reading is not None,
-                rewrite=call.run.rewritten,
-            )
-
-        return call_of
+            run.reading.take(asking.call_of(own))
+        return asking.ask(own)()
 
 
 def _at(whole: Own, rows: Tensor) -> Tensor:

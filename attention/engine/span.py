@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from ...host.guider import noise_like
 from ...host.remarks import Kind, remark
-from ...inversion.record import MATCH
+from ...inversion.record import MATCH, Inversion
 from .control import Control
 from .plan import Plan
 from .results import Results, relative_distance
@@ -73,7 +74,7 @@ def span_of(plan: Plan, latent_format: Any, noise: Tensor, latent: Tensor, sigma
         ValueError: a model of Edit Setup's, and a start that is not on its schedule, or no step between start and end.
     """
     if plan.inversion is not None and plan.schedule is not None:
-        return _pinned(plan, latent_format, noise, latent, sigmas, seed)
+        return _pinned(plan, plan.inversion, latent_format, noise, latent, sigmas, seed)
     before, first = _ENDED.found(latent, ALIKE), float(sigmas[0])
     if before is not None and not before.whole and _same(before.sigma, first):
         return Span(noise, latent, sigmas, True, before)
@@ -89,7 +90,9 @@ def _from_elsewhere(plan: Plan, latent_format: Any, noise: Tensor, latent: Tenso
     return not (_same(first, inversion.sigmas[-1]) or _alike(own, latent))
 
 
-def _pinned(plan: Plan, latent_format: Any, noise: Tensor, latent: Tensor, sigmas: Tensor, seed: int) -> Span:
+def _pinned(
+    plan: Plan, inversion: Inversion, latent_format: Any, noise: Tensor, latent: Tensor, sigmas: Tensor, seed: int
+) -> Span:
     """A run of Edit Setup's model, which keeps to its schedule in whatever steps the sampler was given.
 
     What starts with the last latent of another run goes on there. Without added noise a start on the schedule is
@@ -120,6 +123,16 @@ def _pinned(plan: Plan, latent_format: Any, noise: Tensor, latent: Tensor, sigma
             start = _own_start(plan, latent_format, latent, place, noise if noise.any() else noise_like(latent, seed))
         elif place:
             start = _own_start(plan, latent_format, latent, place)
+    if inversion.prediction == "flow":
+        if resumes or place or float(sigmas[-1]) > schedule[-1]:
+            raise ValueError(
+                "Let one sampler do all steps, from Edit Setup's start to its end: on transformers a run cannot start "
+                "or end inside the schedule yet. Edit Setup's denoise starts later."
+            )
+        drawn = noise if noise.any() else noise_like(latent, seed)
+        x = _begun(plan, inversion, schedule[0], len(latent), drawn).to(start).expand_as(start)
+        # The host multiplies a flow's latent by 1 - sigma, so that nothing would be left of it at the noisiest level.
+        return Span(x / schedule[0], torch.zeros_like(start), sigmas.new_tensor(schedule))
     end = _end(schedule, place, float(sigmas[-1]))
     return Span(noise.new_zeros(start.shape), start, sigmas.new_tensor(schedule[place : end + 1]), resumes, before)
 
@@ -148,9 +161,7 @@ def _own_start(plan: Plan, latent_format: Any, like: Tensor, place: int, noise: 
     inversion, schedule = plan.inversion, plan.schedule
     if inversion is None or schedule is None:
         raise ValueError("Connect Edit Setup's model to the sampler: this one has a schedule without an inversion.")
-    sigma, variation = schedule[place], plan.variation
-    start = inversion.at(sigma) if variation is None else variation.start(inversion, sigma, len(like), noise)
-    start = latent_format.process_out(start)
+    start = latent_format.process_out(_begun(plan, inversion, schedule[place], len(like), noise))
     if start.shape[0] == 1:
         start = start.expand(like.shape[0], -1, -1, -1)
     if start.shape != like.shape:
@@ -159,6 +170,12 @@ def _own_start(plan: Plan, latent_format: Any, like: Tensor, place: int, noise: 
             "Connect Edit Setup's latent to the sampler."
         )
     return start.to(like)
+
+
+def _begun(plan: Plan, inversion: Inversion, sigma: float, batch: int, noise: Tensor | None) -> Tensor:
+    """What Edit Setup begins with at a noise level, (1 or B, C, h, w) in the network's scale."""
+    variation = plan.variation
+    return inversion.at(sigma) if variation is None else variation.start(inversion, sigma, batch, noise)
 
 
 def _end(schedule: Sequence[float], start: int, last: float) -> int:

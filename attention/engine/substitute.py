@@ -36,7 +36,7 @@ def attend_with(call: AttentionCall, parts: str, conditional_only: bool = False)
     for chunk in chosen:
         rows = call.rows(chunk)
         q, k, v = (getattr(source if part in parts else call, part)[rows] for part in "qkv")
-        out[rows] = call.attend(q, k, v)
+        out[rows] = call.attend(q, k, v, rows=rows)
     return out
 
 

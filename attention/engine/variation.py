@@ -2,7 +2,8 @@
 
 x = x_0 + sigma e is the inverted latent, with the image x_0 and its noise e. Fresh noise n takes a share s of e,
 e' = sqrt(1 - s) e + sqrt(s) n, which keeps its variance: one step of DDPM's forward process with beta = s (Ho et al.
-2020, "Denoising Diffusion Probabilistic Models", Eq 2). At s = 1 it is the host's own noising of an image.
+2020, "Denoising Diffusion Probabilistic Models", Eq 2). Of a rectified
+flow, x = (1 - sigma) x_0 + sigma e. At s = 1 it is the host's own noising of an image.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Variation:
             return own  # what the sampler then says of the two shapes is the cure
         own = own.expand(batch, *own.shape[1:])
         fresh = noise_like(own, self.seed) if noise is None else noise.to(own)
-        mixed = image + (1 - self.share) ** 0.5 * (own - image) + sigma * self.share**0.5 * fresh
+        clean = image * (1 - sigma) if inversion.prediction == "flow" else image
+        mixed = clean + (1 - self.share) ** 0.5 * (own - clean) + sigma * self.share**0.5 * fresh
         if self.cells is None:
             return mixed
         if self.cells.shape[0] not in (1, batch):

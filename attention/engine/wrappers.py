@@ -20,7 +20,9 @@ from . import learned_text
 from . import null_text as null_context
 from .beside import begin_branches, bring_in_time, only_own, predict, ride, row_of
 from .checks import check_acted, check_counted, check_no_mask, check_whole
-from .control import LatentControl, moves
+from .control import moves
+from .ends import finished
+from .joint import with_site
 from .judge import check_run, judge, tell_used
 from .moment import savable
 from .moves import checked, move
@@ -32,7 +34,7 @@ from .run import Phase, Run
 from .slopes import Network
 from .source import add_conditionings, prepare_source, present_as, source_conds, with_source
 from .span import Span, leave, span_of
-from .starts import ended, side_by_side
+from .starts import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
         check_acted(run)
-        out = _finish(run, latent_format, out)
+        out = finished(run, latent_format, out)
         if not own:
             leave(run, out)
         run.remarks.show()  # in place of what was said on the way
@@ -116,24 +118,6 @@ def _start(plan: Plan, guider: Any, span: Span, seed: int | None, sampler: Any) 
     savable(run.begin)
     log_plan(run)
     return run
-
-
-def _finish(run: Run, latent_format: Any, out: Tensor) -> Tensor:
-    """The final latent (B, C, h, w): what controls make of it, and their end; the branches' are left in `run.ended`."""
-    if run.inversion is not None:
-        found, source = ended(run, latent_format, out), run.inversion.latents[0]
-        z = run.own(found)
-        run.ended = {b.name: x for b, x in zip(run.branches, found.split(run.batch), strict=bool(run.branches))}
-        if not run.whole:
-            run.move_to(run.sigmas[-1])
-            source = run.inversion.at(run.sigma)
-        for control in run.controls:
-            if isinstance(control, LatentControl) and control in run.acted:
-                z = control.result(run, run.states[control], z, source)
-        out = latent_format.process_out(z)
-    for control in run.controls:
-        control.finish(run, run.states[control], out)
-    return out
 
 
 def _predict_noise(
@@ -250,6 +234,8 @@ def _apply_model(
     if run is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     options = {**options, PATCHES: options.get("patches_replace", {})}
+    if run.family.joint:
+        options = with_site(run, executor.class_obj.diffusion_model, x, options)
     if run.reading:
         run.guiding += len(x)
     else:

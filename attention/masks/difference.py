@@ -81,7 +81,7 @@ def diff_mask(  # noqa: PLR0913
         ValueError: edits on the model, an unknown family, a strength out of range, or prompts that do not differ.
     """
     check_unedited(model, passive=True, place="Difference Mask")
-    family_of(model)
+    family_of(model).check_unet("Difference Mask")
     samples = check_latent(latent, "Difference Mask")
     if not 0 < strength < 1:
         raise ValueError(f"Difference Mask's strength must be above 0 and below 1, not {strength:g}.")

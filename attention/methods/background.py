@@ -41,6 +41,7 @@ class ExactBackground(LatentControl):
     start: float = 0.0
     name: str = "Exact Background"
     guidable = True
+    on_joint = True
 
     def fits(self, size: tuple[int, int]) -> None:
         """Refuse a mask of another picture."""

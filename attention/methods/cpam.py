@@ -7,7 +7,7 @@ Localized extraction (Eq 4) shows the prompt to the pixels inside the target mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +18,7 @@ from ...host.remarks import Kind
 from ..engine.acts import NULL_TEXT, Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.control import LatentControl, MapControl
+from ..engine.layers import layers_from
 from ..engine.moment import Moment, savable
 from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.edit_masks import EditMasks
@@ -54,12 +55,13 @@ class CPAM(MapControl, LatentControl):
     resize_rule: str = "nearest"
     end: float = 1.0
     name = "CPAM"
+    on_joint = True
     guidable = True
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         window = Window(0.0, self.end, released=True)
         acts = [Act(Site.SELF, family.layers, during=window, do=self.preserve, reads="kv")]
-        if self.localized:
+        if self.localized and not family.joint:
             acts.append(
                 Act(
                     Site.CROSS,
@@ -97,7 +99,7 @@ class CPAM(MapControl, LatentControl):
                 f"Lower CPAM's retain_layer: CPAM keeps no look: retain_layer is {self.retain_layer}, and the model's "
                 f"last layer is {len(run.family.layers) - 1}.",
             )
-        if self.localized:
+        if self.localized and not run.family.joint:
             judge_empty_prompts(run, self.name)
         draws = torch.rand(run.steps + 1, len(run.family.layers), generator=torch.Generator().manual_seed(run.seed))
         return Manipulation(Target(self.masks.target, self.masks.refinement), (draws < self.normal_share).tolist())
@@ -123,15 +125,18 @@ class CPAM(MapControl, LatentControl):
     def preserve(self, call: AttentionCall) -> Tensor:
         """Eqs 1-3, for conditional and unconditional rows alike."""
         state: Manipulation = call.state
-        if state.normal[call.run.step][call.layer.index]:
+        normal = state.normal[call.run.step][call.layer.index]
+        if normal and not (self.localized and call.run.family.joint):
             return call.own()
         places = self._placed(call)
-        retained = self._retains(call)
+        if normal:
+            return _localized(call, places)
+        retained, text = self._retains(call), "source" if self.localized else "own"
         if len(places) == 1:
-            return _compose(call, places[0], retained)
+            return _compose(call, places[0], retained, text)
         out = torch.empty_like(call.q)
         for place in places:
-            out[place.rows] = _compose(call, place, retained)
+            out[place.rows] = _compose(call, place, retained, text)
         return out
 
     def _placed(self, call: AttentionCall) -> list[Places]:
@@ -162,8 +167,8 @@ class CPAM(MapControl, LatentControl):
 
     def _retains(self, call: AttentionCall) -> bool:
         started = call.run.step >= Window(self.retain_start).first_in(call.run)
-        first = RETAIN_LAYER[call.run.family] if self.retain_layer is None else self.retain_layer
-        return self.masks.retain and started and call.layer.index >= first
+        keeps = self.masks.retain and started
+        return keeps and call.layer in layers_from(call.run.family, self.retain_layer, RETAIN_LAYER)
 
     def extract(self, call: AttentionCall) -> Tensor:
         """Eq 4, for conditional rows: the prompt inside M_t, the null text elsewhere."""
@@ -239,31 +244,44 @@ def _look_at_itself(call: AttentionCall) -> None:
     call.state.target.look("self", call)
 
 
-def _compose(call: AttentionCall, place: Places, retained: bool) -> Tensor:
+def _localized(call: AttentionCall, places: Sequence[Places]) -> Tensor:
+    """Normal joint attention, but for the background, which reads the source's text in place of the prompt."""
+    out = call.own().clone()
+    for place in places:
+        q, k, v = (x[place.rows] for x in (call.q, call.k, call.v))
+        out[place.rows, place.outside] = _attend(call, q[:, place.outside], k, v, place.rows, "source")
+    return out
+
+
+def _compose(call: AttentionCall, place: Places, retained: bool, text: str = "own") -> Tensor:
     """Eqs 1-3 for rows that share masks.
 
     The masks act on keys: masked keys are left out instead of being given -inf, and each query is computed
     once, for the side of Eq 3 that it is on. A side without keys (a mask that covers everything) gives way to
     the other one.
+
+    On joint attention `text` says whose text the background reads beside the source's background: the source's makes
+    it exactly the source's, and hides the prompt from it as Eq 4 does on UNets.
     """
     rows, q, source = place.rows, call.q[place.rows], call.from_source
     k, v = source.k[rows], source.v[rows]
     everything = not len(place.outside) or not len(place.background)
     inside = slice(None) if everything else place.inside
     if retained and len(place.foreground):
-        inner = _attend(call, q[:, inside], k[:, place.foreground], v[:, place.foreground])
+        inner = _attend(call, q[:, inside], k[:, place.foreground], v[:, place.foreground], rows)
     elif everything or not call.plain:
         inner = call.own()[rows][:, inside]
     else:
-        inner = _attend(call, q[:, inside], call.k[rows], call.v[rows])
+        inner = _attend(call, q[:, inside], call.k[rows], call.v[rows], rows)
     if everything:
         return inner
     out = torch.empty_like(q)
     out[:, place.inside] = inner
-    out[:, place.outside] = _attend(call, q[:, place.outside], k[:, place.background], v[:, place.background])
+    k, v = k[:, place.background], v[:, place.background]
+    out[:, place.outside] = _attend(call, q[:, place.outside], k, v, rows, text)
     return out
 
 
-def _attend(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, rows: slice, text: str = "own") -> Tensor:
     """Attention of queries, of which there may be none."""
-    return call.attend(q, k, v) if q.shape[1] else q
+    return call.attend(q, k, v, rows=rows, text=text) if q.shape[1] else q

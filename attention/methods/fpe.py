@@ -33,6 +33,7 @@ class FPE(Control):
     end: float = 0.8
     both_halves: bool = False
     name = "FPE"
+    on_joint = True
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         layers, window = layers_of(family, self.layers), Window(0.0, self.end, released=True)

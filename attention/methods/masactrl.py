@@ -20,6 +20,7 @@ from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt, check_target_prompt
 from ..engine.control import Control, missing_steps
+from ..engine.layers import layers_from
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
 from ..maps.probabilities import OBJECT_SCALE, cross_map
@@ -74,6 +75,7 @@ class MasaCtrl(Control):
     union: bool = False
     both_halves: bool = True
     name = "MasaCtrl"
+    on_joint = True
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         window, layers = self._window, self.layers(family)
@@ -85,9 +87,8 @@ class MasaCtrl(Control):
         return tuple(acts)
 
     def layers(self, family: Family) -> tuple[Layer, ...]:
-        """From L on."""
-        first = FIRST_LAYER[family] if self.first_layer is None else self.first_layer
-        return family.layers[first:]
+        """From L on; of a transformer without L, the blocks that Stable Flow replaces keys and values in."""
+        return layers_from(family, self.first_layer, FIRST_LAYER)
 
     def fits(self, size: tuple[int, int]) -> None:
         """Refuse masks of another picture."""
@@ -239,7 +240,7 @@ def _two_sided(call: AttentionCall, places: list[Place], union: bool) -> Tensor:
             k, v = k[:, place.keys], v[:, place.keys]
         if union:
             k, v = torch.cat([k, call.k[rows]], 1), torch.cat([v, call.v[rows]], 1)
-        out[rows][:, place.queries] = call.attend(call.q[rows][:, place.queries], k, v)
+        out[rows][:, place.queries] = call.attend(call.q[rows][:, place.queries], k, v, rows=rows)
     return out
 
 

@@ -16,7 +16,7 @@ from attention_edit.host.families import SD1
 HEADS, WIDTH, SIDE = 2, 8, 8
 
 
-def attend(q, k, v):
+def attend(q, k, v, **_):
     """Attention of q (R, N, C) to k and v (R, L, C) with HEADS heads, written out."""
     q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (q, k, v))
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
