@@ -49,12 +49,8 @@ def check_joint(control: Control, family: Family) -> None:
     )
 
 
-def with_site(run: Run, network: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """Transformer options of one call of the model, with the site in them.
-
-    Args:
-        network: the transformer. x: (R, C, h, w), what it is called with.
-    """
+def with_site(run: Run, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """Transformer options of one call of the model with x (R, C, h, w), with the site in them."""
     transformer = run.family.transformer
     patch = run.family.layers[0].scale
     shape = (ceil(x.shape[-2] / patch), ceil(x.shape[-1] / patch))
@@ -67,8 +63,7 @@ def _numbered(family: Family, options: dict[str, Any]) -> dict[str, Any]:
     """Options by which each block says its number, where the host does not tell it (SD3)."""
     replaced = options.get("patches_replace", {})
     there = replaced.get("dit", {})
-    told = {layer.block: partial(_with_number, layer.block, there.get(_slot(layer))) for layer in family.layers}
-    own = {_slot(layer): told[layer.block] for layer in family.layers}
+    own = {_slot(layer): partial(_with_number, layer.block, there.get(_slot(layer))) for layer in family.layers}
     return {**options, "patches_replace": {**replaced, "dit": {**there, **own}}}
 
 
