@@ -104,9 +104,10 @@ class Sequence:
         return Sequence(self.q[rows], self.k[rows], self.v[rows], self.first, self.end, self.whole)
 
     @property
-    def image(self) -> Features:
-        """The image's part, heads side by side."""
-        return Features(*(_beside(x[:, :, self.first : self.end]) for x in (self.q, self.k, self.v)))
+    def image(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The image's part of q, k and v, heads side by side."""
+        q, k, v = (_beside(x[:, :, self.first : self.end]) for x in (self.q, self.k, self.v))
+        return q, k, v
 
     def attend(
         self,
@@ -136,6 +137,11 @@ def _whole(
     mask = None if mask is None else mask[:, None]
     out: Tensor = attention(q, k, v, heads, mask=mask, skip_reshape=True, **kwargs)
     return out
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(R, N, H d) or (R, N, H, d), as SD3 hands either, to (R, H, N, d)."""
+    return (x if x.ndim == 4 else x.unflatten(-1, (heads, -1))).transpose(1, 2)
 
 
 def _beside(x: Tensor) -> Tensor:
@@ -177,8 +183,8 @@ class JointSite:
         self.run.sites_called.add((Site.SELF, layer.index))
         call = options.get(KEY)
         place = (Site.SELF, layer.index)
-        acting = isinstance(call, Call) and bool(self.run.acting.at(*place)) and self.run.phase is not Phase.IDLE
-        if not acting:
+        acting = bool(self.run.acting.at(*place)) and self.run.phase is not Phase.IDLE
+        if not isinstance(call, Call) or not acting:
             return attention(q, k, v, heads, *args, **kwargs)
         if (args[0] if args else kwargs.get("mask")) is not None:
             raise ValueError(
@@ -186,9 +192,9 @@ class JointSite:
                 f"{block[0]} {block[1]} has a mask of its own, and this edit computes its attention anew."
             )
         beside = {n: o for n, o in kwargs.items() if n not in ("mask", "skip_reshape", "skip_output_reshape")}
-        parts = [q, k, v]
-        if not kwargs.get("skip_reshape"):
-            parts = [(x if x.ndim == 4 else x.unflatten(-1, (heads, -1))).transpose(1, 2) for x in parts]
+        parts = (
+            (q, k, v) if kwargs.get("skip_reshape") else (_by_head(q, heads), _by_head(k, heads), _by_head(v, heads))
+        )
         whole = partial(_whole, attention, heads, beside)
         found = self._edited(call, layer, Sequence(*parts, first, first + tokens, whole))
         if found is None:
@@ -214,23 +220,23 @@ class JointSite:
         """Keep the source's image features that a control reads, and the keys and values of its text."""
         reads = self.run.acting.reads(Site.SELF, layer.index) if call.sources else ()
         for role, _, rows in call.sources if reads else ():
-            image, kept = sequence.rows(rows).image, self.run.captured
-            kept.setdefault((Site.SELF, layer.index), {})[role] = Features(**{n: getattr(image, n) for n in reads})
+            image, kept = dict(zip("qkv", sequence.rows(rows).image, strict=True)), self.run.captured
+            kept.setdefault((Site.SELF, layer.index), {})[role] = Features(**{n: image[n] for n in reads})
             k, v = (_beside(x[rows, :, : sequence.first]) for x in (sequence.k, sequence.v))
             kept.setdefault((_TEXT, layer.index), {})[role] = Features(k=k, v=v)
 
     def _controlled(self, call: Call, group: Group, layer: Layer, sequence: Sequence) -> Tensor:
         """The target's rows: the image's as the controls leave them, the others with their own attention."""
-        image, first, end = sequence.image, sequence.first, sequence.end
+        (q, k, v), first, end = sequence.image, sequence.first, sequence.end
         asking = Asking(
             call=call,
             group=group,
             site=Site.SELF,
             layer=layer,
             shape=self.shape,
-            q=image.q,
-            k=image.k,
-            v=image.v,
+            q=q,
+            k=k,
+            v=v,
             heads=sequence.q.shape[1],
             attend=partial(sequence.attend, partial(self._text, call, group, layer, sequence)),
         )
