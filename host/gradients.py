@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .marks import KEY
+from .older import inference_dtype, is_dynamic
 
 COMPUTE = torch.float32
 """What half precision is differentiated in."""
@@ -51,7 +52,7 @@ def for_gradients(model: Any, checkpointing: bool) -> Any:
 
     def prepare(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: Any, *args: Any, **kwargs: Any) -> Any:
         # The host counts in the run's own precision.
-        wider = COMPUTE.itemsize // min(COMPUTE.itemsize, patcher.model.get_dtype_inference().itemsize)
+        wider = COMPUTE.itemsize // min(COMPUTE.itemsize, inference_dtype(patcher.model).itemsize)
         return executor(patcher, [noise_shape[0] * rows * wider, *noise_shape[1:]], conds, *args, **kwargs)
 
     key = f"{KEY} gradients"
@@ -74,10 +75,10 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
     """
     patcher = model.current_patcher
     with torch.inference_mode(False), ExitStack() as undo:
-        if model.get_dtype_inference().itemsize < COMPUTE.itemsize:
+        if inference_dtype(model).itemsize < COMPUTE.itemsize:
             _compute_wider(model, undo)
-        own = model.get_dtype() if patcher.is_dynamic() else None
-        with constant(model.diffusion_model, patcher.load_device, model.get_dtype_inference(), own):
+        own = model.get_dtype() if is_dynamic(patcher) else None
+        with constant(model.diffusion_model, patcher.load_device, inference_dtype(model), own):
             yield _options(options, checkpointing)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.masks.cells import as_mask
 from ..attention.masks.composite import composite
 from ..attention.masks.edit_masks import EditMasks
+from ..host.schemas import io
 from .sockets import CATEGORY, EditMasksSocket
 
 

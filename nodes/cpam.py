@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.masks.cells import RESIZE_RULES
 from ..attention.methods.cpam import CPAM, KEY_MASKS
+from ..host.schemas import io
 from .inputs import fraction_input, inversion_input, model_input, model_output, one_call_input, put
 from .sockets import CATEGORY, EditMasksSocket
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
+from ..host.schemas import io
 from .sockets import CATEGORY
 
 

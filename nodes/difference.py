@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.masks.difference import diff_mask
 from ..attention.pictures.heat import heat_colours
+from ..host.schemas import io
 from .sockets import CATEGORY
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from ..attention.methods.dpl.settings import DPL_PRESETS
+from ..host.schemas import io
 from .inputs import disk_cache_input, fraction_input, guidance_input, inversion_input, source_prompt_input
 from .inversion_methods import UNEDITED, better_outputs, show_improved
 from .sockets import CATEGORY

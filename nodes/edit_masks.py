@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.masks.edit_masks import TASKS, edit_masks
+from ..host.schemas import io
 from .inputs import fraction_input
 from .sockets import CATEGORY, EditMasksSocket
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.methods.embctrl import embctrl
+from ..host.schemas import io
 from .inputs import source_prompt_input, target_prompt_input
 from .sockets import CATEGORY
 

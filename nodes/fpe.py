@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.methods.fpe import FPE
+from ..host.schemas import io
 from .inputs import (
     fraction_input,
     inversion_input,

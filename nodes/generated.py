@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management
-from comfy_api.latest import io
 
 from ..host.models import latent_of
+from ..host.schemas import io
 from ..inversion.generated import GeneratedSource
 from ..inversion.schedule import OFFSETS
 from .inputs import guidance_input

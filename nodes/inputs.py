@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.engine.control import Control
 from ..attention.engine.install import install
 from ..attention.engine.layers import LAYER_RULES
+from ..host.schemas import io
 from ..inversion.record import Inversion
 from .sockets import InversionSocket, MapsSocket, PromptSocket
 

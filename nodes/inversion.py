@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import ui
 
+from ..host.schemas import io
 from ..inversion import report, store
 from ..inversion.ddim_inversion import DDIMInversion
 from ..inversion.schedule import OFFSETS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import ui
 
+from ..host.schemas import io
 from ..inversion import report
 from ..inversion.direct import DirectInversion
 from ..inversion.fixed_point import FixedPointInversion

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.masks.cells import selecting
 from ..attention.methods.background import ExactBackground
 from ..attention.methods.local_blend import LocalBlend
 from ..attention.words.lines import split_words
+from ..host.schemas import io
 from .inputs import (
     fraction_input,
     inversion_input,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import ui
 from torch import Tensor
 
 from ..attention.methods.mag.constraints import CONSTRAINTS
@@ -12,6 +12,7 @@ from ..attention.methods.mag.control import MAG
 from ..attention.methods.mag.curve import Curve
 from ..attention.methods.mag.install import CUSTOM, PRESETS, PUBLISHED, add_guidance
 from ..attention.methods.mag.parts import NEGATIVE_SCALE, PUBLISHED_SCALE, Negative, drawn, look_up
+from ..host.schemas import io
 from .inputs import fraction_input, model_input, model_output
 from .sockets import CATEGORY, CurveSocket, InversionSocket, PromptSocket
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import ui
 from torch import Tensor
 
 from ..attention.maps.heat import HeatOptions, heat_map, named, phrases
 from ..attention.maps.segments import find_segments, segment_numbers
 from ..attention.pictures.heat import heat_grids
+from ..host.schemas import io
 from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
 from .sockets import CATEGORY
 

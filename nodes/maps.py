@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.engine.install import install
 from ..attention.maps.heat import MASK_RULES, HeatOptions, named, phrases, words_mask
 from ..attention.maps.recorder import SIZES, recorder
 from ..host.families import family_of
+from ..host.schemas import io
 from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
 from .sockets import ALL_SIZES, CATEGORY, MAP_SIZES, NO_SIZE, SELF_SIZES, MapsSocket, PromptSocket
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.methods.p2p import MODES, P2P
 from ..attention.words.lines import word_weights, word_windows
+from ..host.schemas import io
 from .inputs import (
     fraction_input,
     inversion_input,

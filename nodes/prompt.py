@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.words.prompt import read_prompt
+from ..host.schemas import io
 from .sockets import CATEGORY, InversionSocket, PromptSocket
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from comfy_api.latest import io, ui
+from comfy_api.latest import ui
 from torch import Tensor
 
 from ..attention.maps.recorder import SIZES
@@ -14,6 +14,7 @@ from ..attention.masks.edit_masks import EditMasks
 from ..attention.masks.refinement import RefinedMasks, make_refinement
 from ..attention.pictures.heat import enlarged, label_grid
 from ..host.models import CELL
+from ..host.schemas import io
 from .inputs import fraction_input
 from .sockets import ALL_SIZES, CATEGORY, MAP_SIZES, NO_SIZE, SELF_SIZES, EditMasksSocket, PromptSocket, RefinedSocket
 

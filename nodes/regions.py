@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.methods.regions import ELSEWHERE, RegionPrompts, make_region
+from ..host.schemas import io
 from .inputs import model_output, put
 from .sockets import CATEGORY, RegionsSocket
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.engine.install import pin
 from ..attention.engine.variation import Variation
 from ..attention.masks.cells import check_aspect, resize, selecting
+from ..host.schemas import io
 from ..inversion.record import Inversion
 from ..inversion.start import schedule_from
 from .inputs import fraction_input, inversion_input, model_output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from ..host.schemas import io
 
 InversionSocket = io.Custom("AEDIT_INVERSION")
 EditMasksSocket = io.Custom("AEDIT_MASKS")

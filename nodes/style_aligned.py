@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from ..attention.engine.layers import ALL
 from ..attention.methods.style_aligned import StyleAligned
+from ..host.schemas import io
 from .inputs import (
     fraction_input,
     inversion_input,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.pictures.grid import comparison_grid
 from ..attention.words.lines import split_words
+from ..host.schemas import io
 from .sockets import CATEGORY
 
 

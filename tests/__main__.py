@@ -3,6 +3,10 @@
 Runs ruff (check, format), the type checker and pytest in the private environment of demo/machine/environment.py; the
 exit code is not zero when one of them failed. `--only-pytest` leaves out all but pytest. The slow tests of
 the demo's evaluation (mark `measure`) run on CI, and when `-m measure` or their file asks for them.
+
+    python tests --host 0.16.3          # tests/hosts/ on another ComfyUI: schemas, refusals, all workflows (minutes)
+    python tests --host oldest -m "not more_workflows"
+    python tests --front-end 1.58.1     # the front end's tests with another release of it
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ PACK = TESTS.parent
 sys.path.insert(0, str(PACK / "demo"))
 
 from machine.environment import Environment, prepare  # noqa: E402
+from machine.host_layer import fetch_front_end, prepare_host  # noqa: E402
 from machine.host_source import PreparationError  # noqa: E402
 
 CHECKED = ("__init__.py", "nodes", "attention", "inversion", "host", "demo")
@@ -73,11 +78,41 @@ def _report(results: Mapping[str, int]) -> None:
     print("\n=== " + "; ".join(words) + " ===", flush=True)
 
 
+def _taken(arguments: list[str], option: str) -> str:
+    """Takes an option and its value out of the arguments; "" when it is not there."""
+    if option not in arguments:
+        return ""
+    place = arguments.index(option)
+    if place + 1 == len(arguments):
+        raise PreparationError(f"Give {option} a version.")
+    value = arguments[place + 1]
+    del arguments[place : place + 2]
+    return value
+
+
+def _elsewhere(host: str, front_end: str, arguments: Sequence[str]) -> int:
+    """The tests of tests/hosts/ on another host, or the front end's on another front end; returns the exit code."""
+    environment = prepare_host(host or "newest")
+    variables = {"OMP_NUM_THREADS": "1", **environment.variables()}
+    files = sorted((TESTS / "hosts").glob("check_*.py"))
+    if front_end:
+        variables["ATTENTION_EDIT_FRONT_END"] = str(fetch_front_end(front_end, environment.python))
+        files = [TESTS / "workflows" / "test_workflows.py"]
+    results: dict[str, int] = {}
+    names = [environment.source, *([f"front end {front_end}"] if front_end else [])]
+    pytest = [environment.python, "-m", "pytest", "-c", TESTS / "pytest.ini", *arguments]
+    _step(", ".join(names), [*pytest, *files], variables, results)
+    return 1 if any(results.values()) else 0
+
+
 def main(arguments: list[str]) -> int:
     """Run all the checks; returns the exit code."""
     only_pytest = "--only-pytest" in arguments
     arguments = [argument for argument in arguments if argument != "--only-pytest"]
     try:
+        host, front_end = _taken(arguments, "--host"), _taken(arguments, "--front-end")
+        if host or front_end:
+            return _elsewhere(host, front_end, arguments)
         environment = prepare(["test"])
     except PreparationError as error:
         print(f"[attention-edit] {error}", file=sys.stderr)

@@ -87,7 +87,9 @@ def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
     from machine.comfy_server import ComfyServer
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
-    with ComfyServer(Path(sys.executable), host, base, cpu=ON_CPU) as running:
+    front_end = os.environ.get("ATTENTION_EDIT_FRONT_END", "")
+    options = ["--front-end-root", front_end] if front_end else []
+    with ComfyServer(Path(sys.executable), host, base, cpu=ON_CPU, extra_args=options) as running:
         yield running
 
 

@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 
 from ...host.families import Family, family_of
+from ...host.older import inference_dtype
 from .acts import Act, Site
 from .plan import Plan, plan_of
 
@@ -30,7 +31,7 @@ def kept_bytes(plan: Plan, family: Family, model: Any, size: tuple[int, int], ro
         return 0
     every = [act for control in plan.controls for act in control.acts_on(family) if act.reads]
     acts = [act for act in every if not act.of]
-    unet, item = model.get_model_object("diffusion_model"), model.model.get_dtype_inference().itemsize
+    unet, item = model.get_model_object("diffusion_model"), inference_dtype(model.model).itemsize
     halves = 2 if any(act.own_half for act in acts) else 1
     source: dict[tuple[Any, ...], int] = {}
     beside: dict[tuple[Any, ...], int] = {}

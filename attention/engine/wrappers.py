@@ -15,6 +15,7 @@ from ...host.families import family_of
 from ...host.guider import OwnSampler
 from ...host.marks import KEY, PATCHES, row_key
 from ...host.models import prediction_of
+from ...host.older import raise_non_oom
 from ...host.remarks import Kind
 from . import learned_text
 from . import null_text as null_context
@@ -171,7 +172,7 @@ def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: An
     except Exception as error:
         if (run.packed_source is None and not run.riding) or run.acting.keeps_sums:
             raise  # what layers have added to sums before the failure would count twice
-        comfy.model_management.raise_non_oom(error)
+        raise_non_oom(error)
     # Outside of the handler, whose traceback would hold the call's tensors.
     run.remarks.add(
         Kind.IGNORED,

