@@ -24,12 +24,15 @@ def _config(width: int) -> dict[str, int]:
     return {"num_hidden_layers": 3, "hidden_size": width, "num_attention_heads": 2, "intermediate_size": 2 * width}
 
 
-def tiny_clip(kind: str = "SD1", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def tiny_clip(
+    kind: str = "SD1", dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device = tiny.CPU
+) -> Any:
     """A host CLIP with random weights, whose states a tiny UNet of the same kind reads."""
     tokenizer, model = _CLASSES[kind]
     width = tiny.CONTEXT // len(ENCODERS[kind])
     names = ("clip_l", "clip_g", "clip_h", "")
     options: dict[str, Any] = {f"{name}_model_config": _config(width) for name in names} | {"dtype": dtype}
+    options |= {"load_device": device, "offload_device": tiny.CPU, "initial_device": tiny.CPU}
     clip = comfy.sd.CLIP(SimpleNamespace(params={}, clip=model, tokenizer=tokenizer), model_options=options)
     rng = torch.Generator().manual_seed(seed)
     for name, weight in clip.cond_stage_model.named_parameters():

@@ -18,7 +18,6 @@ from attention_edit.attention.engine import install as engine
 from attention_edit.attention.maps.heat import HeatOptions, heat_map
 from attention_edit.attention.maps.recorder import recorder
 from attention_edit.attention.maps.segments import find_segments
-from attention_edit.attention.masks.difference import diff_mask
 from attention_edit.attention.masks.refinement import Refinement
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
@@ -34,14 +33,6 @@ from attention_edit.attention.methods.proximal import SOFT, ProximalGuidance, Pr
 from attention_edit.attention.methods.regions import RegionPrompts, make_region
 from attention_edit.attention.methods.style_aligned import StyleAligned
 from attention_edit.host.families import family_of
-from attention_edit.inversion.ddim_inversion import DDIMInversion
-from attention_edit.inversion.direct import DirectInversion
-from attention_edit.inversion.fixed_point import FixedPointInversion
-from attention_edit.inversion.generated import GeneratedSource
-from attention_edit.inversion.improvement import Improvement
-from attention_edit.inversion.negative_prompt import NegativePromptInversion
-from attention_edit.inversion.null_text import NullTextInversion
-from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.inversion.record import Inversion
 from comfy.cli_args import args
 from comfy.model_management import load_models_gpu
@@ -222,54 +213,6 @@ def _measured(place: Place, name: str, packed: bool, guided: MAG | None) -> Meas
 def guidance(**values: Any) -> MAG:
     """MAG-Edit on two words in a box."""
     return MAG(((3,), (4, 5)), edits.box(), **{"iterations": 2, "end": 1.0, **values})
-
-
-Inverting = Callable[[Place, Inversion], Tensor]
-
-
-def _improved(by: Improvement, guidance: float) -> Inverting:
-    """The trajectory that an improvement of DDIM inversion finds."""
-    return lambda place, found: by(place.model, found, place.text(3), guidance).inversion.latents
-
-
-def _sampled(by: Improvement) -> Inverting:
-    """What guided sampling makes of an improvement that has found a null text."""
-    return lambda place, found: (
-        reconstruct(place.model, by(place.model, found, place.text(3), 7.5).inversion, 7.5, None).latent
-    )
-
-
-def _negative(place: Place, found: Inversion) -> Tensor:
-    read = replace(found, conditioning=tiny.prompt(5, place.kind))  # as from a file, with its text on the CPU
-    return _sampled(NegativePromptInversion(0.5))(place, read)
-
-
-def _drawn(place: Place, _: Inversion) -> Tensor:
-    made = GeneratedSource(STEPS, seed=7)(place.model, place.latent(), place.text(5), place.text(3), 7.5)
-    return made.inversion.latents[0]
-
-
-INVERSIONS: dict[str, Inverting] = {
-    "DDIM": lambda _, found: found.latents,
-    "reconstruct": lambda place, found: reconstruct(place.model, found, 7.5, place.text(3)).latent,
-    "negative prompt": _negative,
-    "null text": _sampled(NullTextInversion(inner=1, checkpointing=False)),
-    "null text, checkpoints": _sampled(NullTextInversion(inner=1)),
-    "fixed point": _improved(FixedPointInversion(tolerance=0.0, iterations=2), 1.0),
-    "direct": _improved(DirectInversion(0.5), 7.5),
-    "source from prompt": _drawn,
-    "difference mask": lambda place, _: (
-        diff_mask(place.model, place.latent(), place.text(2), place.text(5), maps=2).heat
-    ),
-}
-
-
-def invert(place: Place, name: str) -> Tensor:
-    """What an inversion makes of the image at a place, on the CPU."""
-    with place.flags(), torch.inference_mode():
-        found = DDIMInversion(STEPS)(place.model, place.latent(), place.text(5)).inversion
-        assert found.latents.device == tiny.CPU
-        return INVERSIONS[name](place, found).cpu()
 
 
 def recorded_maps(place: Place) -> dict[str, Tensor]:

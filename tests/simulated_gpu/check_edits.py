@@ -23,7 +23,8 @@ import device
 import pytest
 import tiny
 import torch
-from acts import BY_THRESHOLD, INVERSIONS, METHODS, Place
+from acts import BY_THRESHOLD, METHODS, Place
+from inverting import INVERSIONS, invert
 from torch import Tensor
 
 FEW = ("CPAM", "MasaCtrl words", "P2P swap", "DDIM", "null text", "source from prompt")
@@ -92,7 +93,7 @@ def test_families(name: str) -> None:
 
 @cache
 def inverted_by_the_cpu(name: str) -> Tensor:
-    return acts.invert(Place(tiny.CPU), name)
+    return invert(Place(tiny.CPU), name)
 
 
 LEFT_OUT = {(torch.float32, "null text"), (torch.float16, "null text, checkpoints")}
@@ -108,7 +109,7 @@ INVERTED = [
 @pytest.mark.parametrize(("name", "dtype"), INVERTED)
 def test_inversions(name: str, dtype: torch.dtype) -> None:
     place = Place(device.DEVICE, "SD1", dtype, text_there=dtype != torch.float16)
-    assert_near(acts.invert(place, name), inverted_by_the_cpu(name), dtype)
+    assert_near(invert(place, name), inverted_by_the_cpu(name), dtype)
 
 
 @cache
