@@ -47,8 +47,8 @@ def test_block_tables_are_the_hosts_call_order(kind, count):
 def test_unknown_family_is_refused_by_name(model):
     other = model.clone()
     other.model = copy.copy(model.model)
-    other.model.model_config = type("Flux", (), {})()
-    with pytest.raises(ValueError, match=r"Flux.*SD1\.x, SD2\.x, SDXL"):
+    other.model.model_config = type("Hunyuan3Dv2", (), {})()
+    with pytest.raises(ValueError, match=r"Hunyuan3Dv2.*SD1\.x, SD2\.x, SDXL"):
         family_of(other)
     assert [f.name for f in FAMILIES] == ["SD1.x", "SD2.x", "SDXL"]
 
