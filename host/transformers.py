@@ -21,6 +21,7 @@ class Transformer:
         patch: latent cells along a token's side.
         numbered: whether the host tells attention in which block it is.
         vital: blocks that shape the picture most, where a paper lists them.
+        behind_text: whether the image's position begins where the prompt ends, so that it depends on its length.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Transformer:
     patch: int = 2
     numbered: bool = True
     vital: tuple[tuple[str, int], ...] = ()
+    behind_text: bool = False
 
     @property
     def places(self) -> tuple[BlockPlace, ...]:
@@ -42,6 +44,25 @@ class Transformer:
             for number in range(len(getattr(network, blocks))):
                 yield (stream, number), 0, network.patch_size
 
+    def turn_of(self, network: Any) -> Turn | None:
+        """How a network turns queries and keys by the prompt's length; None if it does not."""
+        if not self.behind_text:
+            return None
+        embedder = network.rope_embedder
+        return Turn(float(embedder.theta), int(embedder.axes_dim[0]))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rotary positions along the axis on which the prompt and the image follow each other.
+
+    Attributes:
+        theta: base of the angles. channels: of each head, the first ones, in pairs that turn together.
+    """
+
+    theta: float
+    channels: int
+
 
 def _flux(name: str, double: int, single: int, **more: Any) -> Transformer:
     return Transformer(name, (("double", "double_blocks", double), ("single", "single_blocks", single)), **more)
@@ -53,9 +74,19 @@ FLUX1 = _flux("Flux.1", 19, 38, vital=_VITAL)
 FLUX2 = _flux("Flux.2", 8, 48, side=64, patch=1)
 CHROMA = _flux("Chroma", 19, 38)
 SD3 = Transformer("SD3", (("double", "joint_blocks", 24),), numbered=False)
-TRANSFORMERS = (FLUX1, FLUX2, CHROMA, SD3)
-_BY_CONFIG = {"Flux": FLUX1, "FluxSchnell": FLUX1, "Flux2": FLUX2, "Chroma": CHROMA, "SD3": SD3}
-_OTHERS = ("FluxInpaint", "ChromaRadiance")
+ZIMAGE = Transformer("Z-Image", (("double", "layers", 30),), behind_text=True)
+LUMINA2 = Transformer("Lumina 2", (("double", "layers", 26),), behind_text=True)
+TRANSFORMERS = (FLUX1, FLUX2, CHROMA, SD3, ZIMAGE, LUMINA2)
+_BY_CONFIG = {
+    "Flux": FLUX1,
+    "FluxSchnell": FLUX1,
+    "Flux2": FLUX2,
+    "Chroma": CHROMA,
+    "SD3": SD3,
+    "ZImage": ZIMAGE,
+    "Lumina2": LUMINA2,
+}
+_OTHERS = ("FluxInpaint", "ChromaRadiance", "ZImagePixelSpace")
 """Configurations that derive from those above, and are not of their kind."""
 
 
@@ -65,6 +96,17 @@ def transformer_of(config: type) -> Transformer | None:
     if any(other in names for other in _OTHERS):
         return None
     return next((_BY_CONFIG[name] for name in names if name in _BY_CONFIG), None)
+
+
+def width_of(network: Any) -> int:
+    """Channels of a transformer's tokens, which its keys and values have too."""
+    return int(network.hidden_size if hasattr(network, "hidden_size") else network.dim)
+
+
+def image_pads(network: Any, tokens: int) -> int:
+    """How many tokens a network puts behind an image of some tokens, to make them a multiple (Z-Image)."""
+    multiple = getattr(network, "pad_tokens_multiple", None)
+    return -tokens % multiple if multiple else 0
 
 
 def takes_guidance(model: Any) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...host.families import Layer
 from .acts import Act, How, Site
-from .call import Attend, AttentionCall, SourceRows
+from .call import Attend, AttentionCall, Features, SourceRows
 from .control import Control
-from .features import read_features
+from .features import as_kept, read_features
 from .roles import Call, Group
 
 ANY = Act(Site.CROSS, reads="qk")
@@ -40,6 +40,7 @@ class Asking:
     Attributes:
         call, group: whose rows they are. site, layer: where. shape: (h, w) of the feature map.
         q, k, v, heads, attend, extra: see `AttentionCall`.
+        fitted: see `read_features`.
     """
 
     call: Call
@@ -53,6 +54,7 @@ class Asking:
     heads: int
     attend: Attend
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    fitted: Callable[[Features], Features] = as_kept
     _sources: dict[tuple[str, bool], SourceRows | None] = field(default_factory=dict)
 
     def ask(self, own: Own) -> Own:
@@ -95,5 +97,5 @@ class Asking:
         key = (of, own_half)
         if key not in self._sources:
             place = (self.site, self.layer.index)
-            self._sources[key] = read_features(self.call, self.group, place, of, own_half, self.q.dtype)
+            self._sources[key] = read_features(self.call, self.group, place, of, own_half, self.q.dtype, self.fitted)
         return self._sources[key]

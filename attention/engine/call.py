@@ -25,12 +25,14 @@ arguments say which, and mean nothing on UNets: `rows`, the slice of the target'
 class Features:
     """Queries, keys and values of one attention: q (R, N, C), k and v (R, L, C), heads side by side in C.
 
-    None stands for a part that no act reads (`Act.reads`), and that is therefore not kept.
+    None stands for a part that no act reads (`Act.reads`), and that is therefore not kept. `ahead` counts the text's
+    tokens before the image's, on which a transformer's positions may depend.
     """
 
     q: Tensor | None = None
     k: Tensor | None = None
     v: Tensor | None = None
+    ahead: int = 0
 
 
 class SourceRows:

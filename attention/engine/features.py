@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,16 +41,29 @@ def keep_features(call: Call, site: Site, layer: Layer, q: Tensor, k: Tensor, v:
 
 def _kept(reads: set[str], q: Tensor, k: Tensor, v: Tensor, rows: Tensor | slice, text: slice) -> Features:
     parts = {"q": (q, EVERY), "k": (k, text), "v": (v, text)}
-    return Features(**{name: parts[name][0][:, parts[name][1]][rows] for name in reads})
+    q, k, v = (parts[name][0][:, parts[name][1]][rows] if name in reads else None for name in "qkv")
+    return Features(q, k, v)
+
+
+def as_kept(features: Features) -> Features:
+    """What is read is what was kept."""
+    return features
 
 
 def read_features(
-    call: Call, group: Group, place: tuple[Site, int], of: str, own_half: bool, dtype: torch.dtype
+    call: Call,
+    group: Group,
+    place: tuple[Site, int],
+    of: str,
+    own_half: bool,
+    dtype: torch.dtype,
+    fitted: Callable[[Features], Features] = as_kept,
 ) -> SourceRows | None:
     """What acts on a group read in a place, repeated to the group's rows; None if it has not come by.
 
     The source prompt's features are for every chunk, or for the conditional ones only (`Act.own_half`). Of a part each
-    chunk reads the chunk with the same conditioning, or else the one of its own half of guidance.
+    chunk reads the chunk with the same conditioning, or else the one of its own half of guidance. `fitted` makes of
+    features what the reading rows can use, such as keys at their own positions.
     """
     captured = call.run.captured.get(place) or {}
     if of:
@@ -59,4 +74,4 @@ def read_features(
         other = captured.get(KEY_NEGATIVE, prompt) if own_half else prompt
         found = [prompt if conditional else other for conditional in group.conditional]
     there = [features for features in found if features is not None]
-    return SourceRows(there, call.batch, dtype) if len(there) == len(found) else None
+    return SourceRows([fitted(x) for x in there], call.batch, dtype) if len(there) == len(found) else None

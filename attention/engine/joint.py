@@ -8,29 +8,32 @@ al. 2025, ConsistEdit).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...host.families import Family, Layer
 from ...host.marks import KEY
+from ...host.remarks import Kind
+from ...host.transformers import Turn, image_pads
 from .acts import Site
 from .asking import Asking, Own
 from .call import Features, SourceRows, source_missing
 from .control import Control
 from .roles import Call, Group
 from .run import Phase, Run
+from .sequence import Sequence, apart, by_head, heads_beside, whole_attention
+from .turning import moved_to
 
 OVERRIDE = "optimized_attention_override"
 """The host's name of what is asked in the place of attention."""
 _TEXT = "text"
-"""The place of the source's text keys and values, beside that of its image."""
+"""The place of the source's keys and values of the text (and of pads), beside that of its image."""
 
 
 def check_joint(control: Control, family: Family) -> None:
@@ -49,14 +52,30 @@ def check_joint(control: Control, family: Family) -> None:
     )
 
 
-def with_site(run: Run, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """Transformer options of one call of the model with x (R, C, h, w), with the site in them."""
+def with_site(
+    run: Run, network: Any, x: Tensor, options: dict[str, Any], conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Transformer options of one call of the model with x (R, C, h, w), with the site in them.
+
+    Args:
+        network: the host's transformer. conditions: what it is called with beside text and noise level.
+
+    Raises:
+        ValueError: reference pictures, where the host does not tell how many tokens they take.
+    """
     transformer = run.family.transformer
+    if transformer is None:
+        return options
+    if transformer.behind_text and conditions.get("ref_latents"):
+        raise ValueError(
+            f"Remove the reference pictures from the prompts (ReferenceLatent and the like): edits on "
+            f"{run.family.name} cannot tell their tokens from the prompt's."
+        )
     patch = run.family.layers[0].scale
     shape = (ceil(x.shape[-2] / patch), ceil(x.shape[-1] / patch))
-    site = JointSite(run, shape, options.get(OVERRIDE))
-    found = {**options, OVERRIDE: site}
-    return found if transformer is None or transformer.numbered else _numbered(run.family, found)
+    pads = image_pads(network, shape[0] * shape[1])
+    found = {**options, OVERRIDE: JointSite(run, shape, pads, transformer.turn_of(network), options.get(OVERRIDE))}
+    return found if transformer.numbered else _numbered(run.family, found)
 
 
 def _numbered(family: Family, options: dict[str, Any]) -> dict[str, Any]:
@@ -85,85 +104,18 @@ def _with_number(
 
 
 @dataclass(frozen=True, eq=False)
-class Sequence:
-    """The parts of one joint attention, heads apart: q, k, v (R, H, L + N + M, d), text, image, and what is behind it.
-
-    Attributes:
-        first, end: where the image's N tokens begin and end. whole: the host's attention on any (R, H, n, d).
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    first: int
-    end: int
-    whole: Callable[..., Tensor]
-
-    def rows(self, rows: Any) -> Sequence:
-        """Some of its rows."""
-        return Sequence(self.q[rows], self.k[rows], self.v[rows], self.first, self.end, self.whole)
-
-    @property
-    def image(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The image's part of q, k and v, heads side by side."""
-        q, k, v = (_beside(x[:, :, self.first : self.end]) for x in (self.q, self.k, self.v))
-        return q, k, v
-
-    def attend(
-        self,
-        texts: Callable[[str], tuple[Tensor, Tensor]],
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None = None,
-        *,
-        rows: Any = slice(None),
-        text: str = "own",
-    ) -> Tensor:
-        """`Attend` of image queries: the text's keys and values stand before the image's, references behind them."""
-        heads = self.q.shape[1]
-        q, k, v = (_apart(x, heads) for x in (q, k, v))
-        text_k, text_v = (x[rows] for x in texts(text))
-        behind_k, behind_v = (x[rows, :, self.end :] for x in (self.k, self.v))
-        if mask is not None:
-            mask = F.pad(mask, (text_k.shape[2], behind_k.shape[2]))
-        return self.whole(q, torch.cat([text_k, k, behind_k], 2), torch.cat([text_v, v, behind_v], 2), mask)
-
-
-def _whole(
-    attention: Any, heads: int, kwargs: dict[str, Any], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """The host's attention of q (R, H, n, d) to k and v (R, H, m, d): (R, n, H d); a mask (R, n, m) is added."""
-    mask = None if mask is None else mask[:, None]
-    out: Tensor = attention(q, k, v, heads, mask=mask, skip_reshape=True, **kwargs)
-    return out
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """(R, N, H d) or (R, N, H, d), as SD3 hands either, to (R, H, N, d)."""
-    return (x if x.ndim == 4 else x.unflatten(-1, (heads, -1))).transpose(1, 2)
-
-
-def _beside(x: Tensor) -> Tensor:
-    """(R, H, N, d) to (R, N, H d)."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def _apart(x: Tensor, heads: int) -> Tensor:
-    """(R, N, H d) to (R, H, N, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-@dataclass(frozen=True, eq=False)
 class JointSite:
     """The host's override of attention for one call of the model.
 
     Attributes:
-        shape: (h, w) of the image's tokens. previous: the override that was there.
+        shape: (h, w) of the image's tokens. pads: tokens that the network puts behind them. turn: how it turns
+            queries and keys by the prompt's length, if it does. previous: the override that was there.
     """
 
     run: Run
     shape: tuple[int, int]
+    pads: int = 0
+    turn: Turn | None = None
     previous: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSite:
@@ -177,7 +129,7 @@ class JointSite:
         layer = next((la for la in self.run.family.layers if la.block == block), None)
         tokens = self.shape[0] * self.shape[1]
         length = q.shape[2] if kwargs.get("skip_reshape") else q.shape[1]
-        first = length - tokens - sum(options.get("reference_image_num_tokens", []))
+        first = length - tokens - self.pads - sum(options.get("reference_image_num_tokens", []))
         if layer is None or first <= 0:  # refiners, and attention of the image alone (SD3.5 medium)
             return attention(q, k, v, heads, *args, **kwargs)
         self.run.sites_called.add((Site.SELF, layer.index))
@@ -192,14 +144,12 @@ class JointSite:
                 f"{block[0]} {block[1]} has a mask of its own, and this edit computes its attention anew."
             )
         beside = {n: o for n, o in kwargs.items() if n not in ("mask", "skip_reshape", "skip_output_reshape")}
-        parts = (
-            (q, k, v) if kwargs.get("skip_reshape") else (_by_head(q, heads), _by_head(k, heads), _by_head(v, heads))
-        )
-        whole = partial(_whole, attention, heads, beside)
-        found = self._edited(call, layer, Sequence(*parts, first, first + tokens, whole))
+        parts = (q, k, v) if kwargs.get("skip_reshape") else (by_head(q, heads), by_head(k, heads), by_head(v, heads))
+        whole = partial(whole_attention, attention, heads, beside)
+        found = self._edited(call, layer, Sequence(*parts, first, first + tokens, self.pads, whole))
         if found is None:
             return attention(q, k, v, heads, *args, **kwargs)
-        return _apart(found, heads) if kwargs.get("skip_output_reshape") else found
+        return apart(found, heads) if kwargs.get("skip_output_reshape") else found
 
     def _edited(self, call: Call, layer: Layer, sequence: Sequence) -> Tensor | None:
         """The call's attention (R, L + N + M, C), the source kept and the controls asked; None if it is stock."""
@@ -221,13 +171,15 @@ class JointSite:
         reads = self.run.acting.reads(Site.SELF, layer.index) if call.sources else ()
         for role, _, rows in call.sources if reads else ():
             image, kept = dict(zip("qkv", sequence.rows(rows).image, strict=True)), self.run.captured
-            kept.setdefault((Site.SELF, layer.index), {})[role] = Features(**{n: image[n] for n in reads})
-            k, v = (_beside(x[rows, :, : sequence.first]) for x in (sequence.k, sequence.v))
-            kept.setdefault((_TEXT, layer.index), {})[role] = Features(k=k, v=v)
+            ahead = sequence.first
+            kept.setdefault((Site.SELF, layer.index), {})[role] = Features(**{n: image[n] for n in reads}, ahead=ahead)
+            k, v = (heads_beside(x) for x in sequence.rows(rows).around)
+            kept.setdefault((_TEXT, layer.index), {})[role] = Features(k=k, v=v, ahead=ahead)
 
     def _controlled(self, call: Call, group: Group, layer: Layer, sequence: Sequence) -> Tensor:
         """The target's rows: the image's as the controls leave them, the others with their own attention."""
         (q, k, v), first, end = sequence.image, sequence.first, sequence.end
+        self._check_pads(first)
         asking = Asking(
             call=call,
             group=group,
@@ -239,19 +191,32 @@ class JointSite:
             v=v,
             heads=sequence.q.shape[1],
             attend=partial(sequence.attend, partial(self._text, call, group, layer, sequence)),
+            fitted=partial(moved_to, ahead=first, turn=self.turn, heads=sequence.q.shape[1]),
         )
         own = Own(lambda: sequence.whole(sequence.q[:, :, first:end], sequence.k, sequence.v), plain=True)
         others = torch.cat([sequence.q[:, :, :first], sequence.q[:, :, end:]], 2)
         beside = sequence.whole(others, sequence.k, sequence.v)
         return torch.cat([beside[:, :first], asking.ask(own)().to(beside), beside[:, first:]], 1)
 
+    def _check_pads(self, ahead: int) -> None:
+        """Say that pads, whose position is fixed, lie elsewhere as seen from the source's image."""
+        text = self.run.captured.get((_TEXT, self.run.family.layers[0].index), {})
+        if self.pads and any(features.ahead != ahead for features in text.values()):
+            self.run.remarks.add(
+                Kind.DOUBTFUL,
+                f"Give source and target prompts about as many words, or the picture sides that 128 divides: at "
+                f"{self.shape[0]} x {self.shape[1]} tokens {self.run.family.name} sees its image differently under "
+                "prompts of other lengths, and the edit keeps the source less well.",
+            )
+
     def _text(self, call: Call, group: Group, layer: Layer, sequence: Sequence, whose: str) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, L, d) of the target's "own" text, or of the "source"'s for all of its rows."""
+        """Keys and values (R, H, L, d) around the target's "own" image, or the "source"'s for all of its rows."""
         if whose == "own":
-            return sequence.k[:, :, : sequence.first], sequence.v[:, :, : sequence.first]
+            return sequence.around
         captured = self.run.captured.get((_TEXT, layer.index), {})
         if KEY not in captured:
             raise source_missing(self.run, f"block {layer.block[0]} {layer.block[1]}")
-        rows = SourceRows([captured[KEY]] * len(group.roles), call.batch, sequence.k.dtype)
         heads = sequence.q.shape[1]
-        return _apart(rows.k, heads), _apart(rows.v, heads)
+        found = moved_to(captured[KEY], sequence.first, self.turn, heads)
+        rows = SourceRows([found] * len(group.roles), call.batch, sequence.k.dtype)
+        return apart(rows.k, heads), apart(rows.v, heads)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...host.families import Family, family_of
 from ...host.older import inference_dtype
+from ...host.transformers import width_of
 from .acts import Act, Site
 from .plan import Plan, plan_of
 
@@ -47,7 +48,7 @@ def _parts(act: Act, family: Family, unet: Any, size: tuple[int, int]) -> dict[t
     if family.joint:
         tokens = ceil(size[0] / family.layers[0].scale) * ceil(size[1] / family.layers[0].scale)
         places = ((layer, part) for layer in act.layers for part in act.reads)
-        return {(act.at, layer.index, part): (tokens + TEXT) * unet.hidden_size for layer, part in places}
+        return {(act.at, layer.index, part): (tokens + TEXT) * width_of(unet) for layer, part in places}
     for layer in act.layers:
         tokens = ceil(size[0] / layer.scale) * ceil(size[1] / layer.scale)
         block = _unet_block(unet, layer.block)

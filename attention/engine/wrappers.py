@@ -236,7 +236,7 @@ def _apply_model(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     options = {**options, PATCHES: options.get("patches_replace", {})}
     if run.family.joint:
-        options = with_site(run, x, options)
+        options = with_site(run, executor.class_obj.diffusion_model, x, options, kwargs)
     if run.reading:
         run.guiding += len(x)
     else:

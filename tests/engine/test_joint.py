@@ -17,8 +17,7 @@ from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.masactrl import MasaCtrl
 from attention_edit.attention.methods.pnp import PnP
 from attention_edit.attention.methods.style_aligned import StyleAligned
-from attention_edit.inversion.generated import GeneratedSource
-from tiny_joint import joint_inversion, joint_latent, joint_model, joint_prompt, joint_run, joint_sample
+from tiny_joint import joint_drawn, joint_inversion, joint_model, joint_prompt, joint_run, joint_sample
 
 KINDS = pytest.mark.parametrize("kind", list(tiny_joint.CONFIGS))
 EXACT = 2e-5
@@ -52,18 +51,10 @@ CONTROLS = pytest.mark.parametrize(
 )
 
 
-def drawn(model, kind, **options):
-    """A generated source, whose trajectory stock Euler draws again, and its latent as sockets carry it."""
-    with torch.inference_mode():
-        latent = {"samples": joint_latent(1, kind)}
-        inversion = GeneratedSource(4, seed=7)(model, latent, joint_prompt(5, kind, **options)).inversion
-    return inversion, model.get_model_object("latent_format").process_out(inversion.latents[0])
-
-
 @KINDS
 def test_the_source_prompt_draws_the_source(kind):
     model = joint_model(kind)
-    inversion, image = drawn(model, kind)
+    inversion, image = joint_drawn(model, kind)
     for control in (FPE("all", 1.0), MasaCtrl(0.0, 0), cpam(NONE)):
         out = joint_run(model, inversion, control, kind=kind, positive=inversion.conditioning)
         assert edits.difference(out, image) < EXACT, control.name
@@ -74,8 +65,8 @@ def test_the_source_prompt_draws_the_source(kind):
 def test_nothing_to_change_is_the_source_under_any_prompt(kind, cfg):
     """CPAM's background reads the source's text with the source's image; pooled vector and guidance are its own."""
     model = joint_model(kind)
-    inversion, image = drawn(model, kind)
-    prompt = joint_prompt(2, kind, tokens=9)
+    inversion, image = joint_drawn(model, kind)
+    prompt = joint_prompt(2, kind, tokens=40 if kind == "ZImage" else 9)
     options = inversion.conditioning[0][1]
     prompt[0][1].update(options)
     negative = joint_prompt(3, kind)
@@ -170,8 +161,9 @@ def test_image_queries_read_what_the_control_names(kind):
         if not kwargs.get("skip_reshape"):
             q, k, v = ((x if x.ndim == 4 else x.unflatten(-1, (heads, -1))).transpose(1, 2) for x in (q, k, v))
         out = func(q, k, v, heads, *args, **{**kwargs, "skip_reshape": True})
-        sigma = float(kwargs["transformer_options"]["sigmas"][0])
-        if sigma == inversion.schedule[0]:
+        options = kwargs["transformer_options"]
+        refiner = kind in ("ZImage", "Lumina2") and "block_index" not in options
+        if float(options["sigmas"][0]) == inversion.schedule[0] and not refiner:
             (source if not source else target).append((q, k, v, out))
         return out
 
@@ -179,10 +171,11 @@ def test_image_queries_read_what_the_control_names(kind):
     watched.model_options["transformer_options"]["optimized_attention_override"] = watch
     joint_run(watched, inversion, JointLook(), kind=kind)
     _, k, v, _ = source[0]
+    image = inversion.latents.shape[-1] ** 2 // (1 if kind == "Flux2" else 4)
     looked = next(call for call in target if call[1].shape == k.shape and torch.equal(call[1], k))
     q, _, _, out = looked
     weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-    assert q.shape[2] == inversion.latents.shape[-1] ** 2 // (1 if kind == "Flux2" else 4)
+    assert q.shape[2] == image
     assert torch.allclose((weights @ v).transpose(1, 2).flatten(2), out, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ import tiny
 import torch
 from attention_edit.attention.engine.install import install, pin
 from attention_edit.inversion.ddim_inversion import DDIMInversion
+from attention_edit.inversion.generated import GeneratedSource
 from attention_edit.inversion.record import Inversion
 from torch import Tensor
 
@@ -76,12 +77,39 @@ _SD3: dict[str, Any] = {
     },
     "x_block_self_attn_layers": [0, 1],
 }
+_LUMINA2: dict[str, Any] = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 48,
+    "n_layers": 3,
+    "n_refiner_layers": 1,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "multiple_of": 32,
+    "qk_norm": True,
+    "cap_feat_dim": CONTEXT,
+    "axes_dims": [4, 4, 4],
+    "axes_lens": [300, 512, 512],
+}
+_ZIMAGE = _LUMINA2 | {
+    "dim": 256,
+    "n_kv_heads": 4,
+    "axes_dims": [16, 24, 24],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
 CONFIGS = {
     "Flux": _FLUX,
     "FluxSchnell": _FLUX | {"guidance_embed": False},
     "Flux2": _FLUX2,
     "Chroma": _CHROMA,
     "SD3": _SD3,
+    "ZImage": _ZIMAGE,
+    "Lumina2": _LUMINA2,
 }
 """By the host's configuration, the arguments of its network."""
 
@@ -114,8 +142,9 @@ def joint_prompt(seed: int, kind: str = "Flux", tokens: int = 12, **options: Any
     return [[torch.randn(1, tokens, CONTEXT, generator=rng), options]]
 
 
-def joint_latent(seed: int, kind: str = "Flux", batch: int = 1, side: int = 8) -> Tensor:
-    """A latent as sockets carry it."""
+def joint_latent(seed: int, kind: str = "Flux", batch: int = 1, side: int | None = None) -> Tensor:
+    """A latent as sockets carry it; Z-Image's of so many tokens that it needs no pads."""
+    side = side or (16 if kind == "ZImage" else 8)
     channels = 128 if kind == "Flux2" else 16
     return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(seed))
 
@@ -125,6 +154,14 @@ def joint_inversion(model: Any, kind: str = "Flux", batch: int = 1, steps: int =
     with torch.inference_mode():
         latent = {"samples": joint_latent(1, kind, batch)}
         return DDIMInversion(steps, flow_iterations=iterations)(model, latent, joint_prompt(5, kind)).inversion
+
+
+def joint_drawn(model: Any, kind: str, side: int | None = None) -> tuple[Inversion, Tensor]:
+    """A generated source, whose trajectory stock Euler draws again, and its latent as sockets carry it."""
+    with torch.inference_mode():
+        latent = {"samples": joint_latent(1, kind, side=side)}
+        inversion = GeneratedSource(4, seed=7)(model, latent, joint_prompt(5, kind)).inversion
+    return inversion, model.get_model_object("latent_format").process_out(inversion.latents[0])
 
 
 def joint_sample(

@@ -1,0 +1,89 @@
+"""The parts of one joint attention: text, image, pads and references in one sequence, heads apart or side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """One joint attention, heads apart: q, k, v (R, H, L + N + P + M, d) of text, image, pads and references.
+
+    Attributes:
+        first, end: where the image's N tokens begin and end. pads: P. whole: the host's attention on any (R, H, n, d).
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    first: int
+    end: int
+    pads: int
+    whole: Callable[..., Tensor]
+
+    def rows(self, rows: Any) -> Sequence:
+        """Some of its rows."""
+        return replace(self, q=self.q[rows], k=self.k[rows], v=self.v[rows])
+
+    @property
+    def image(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The image's part of q, k and v, heads side by side."""
+        q, k, v = (heads_beside(x[:, :, self.first : self.end]) for x in (self.q, self.k, self.v))
+        return q, k, v
+
+    @property
+    def around(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, L + P, d) of the text and of the pads: what the network adds to the image."""
+        pads = slice(self.end, self.end + self.pads)
+        k, v = (torch.cat([x[:, :, : self.first], x[:, :, pads]], 2) for x in (self.k, self.v))
+        return k, v
+
+    def attend(
+        self,
+        texts: Callable[[str], tuple[Tensor, Tensor]],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        *,
+        rows: Any = slice(None),
+        text: str = "own",
+    ) -> Tensor:
+        """`Attend` of image queries: the text's keys and values stand before the image's, references behind them."""
+        heads = self.q.shape[1]
+        q, k, v = (apart(x, heads) for x in (q, k, v))
+        text_k, text_v = (x[rows] for x in texts(text))
+        behind_k, behind_v = (x[rows, :, self.end + self.pads :] for x in (self.k, self.v))
+        if mask is not None:
+            mask = F.pad(mask, (text_k.shape[2], behind_k.shape[2]))
+        return self.whole(q, torch.cat([text_k, k, behind_k], 2), torch.cat([text_v, v, behind_v], 2), mask)
+
+
+def whole_attention(
+    attention: Any, heads: int, kwargs: dict[str, Any], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The host's attention of q (R, H, n, d) to k and v (R, H, m, d): (R, n, H d); a mask (R, n, m) is added."""
+    mask = None if mask is None else mask[:, None]
+    out: Tensor = attention(q, k, v, heads, mask=mask, skip_reshape=True, **kwargs)
+    return out
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """(R, N, H d) or (R, N, H, d), as SD3 hands either, to (R, H, N, d)."""
+    return (x if x.ndim == 4 else x.unflatten(-1, (heads, -1))).transpose(1, 2)
+
+
+def heads_beside(x: Tensor) -> Tensor:
+    """(R, H, N, d) to (R, N, H d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def apart(x: Tensor, heads: int) -> Tensor:
+    """(R, N, H d) to (R, H, N, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
