@@ -68,6 +68,7 @@ class HostRun:
         start: (B, C, h, w), what `run_sampler` was given, in the network's scale and on its device.
         options: the run's model options. seed: what the host seeds the run with.
         callback: the host's progress bar and preview, if there is any.
+        mask: (B or 1, C or 1, h, w), the latent's noise mask: the share of what the run makes; None for all.
     """
 
     guider: Any
@@ -76,6 +77,13 @@ class HostRun:
     options: dict[str, Any]
     seed: int | None
     callback: Callable[[int, Tensor, Tensor, int], None] | None
+    mask: Tensor | None = None
+
+    def kept(self, made: Tensor, there: Tensor) -> Tensor:
+        """What the run has made (B, C, h, w), and outside of the mask what is there, bit for bit."""
+        if self.mask is None:
+            return made
+        return torch.where(self.mask > 0, there + self.mask * (made - there), there)
 
     def denoised(self, x: Tensor, sigma: float) -> Tensor:
         """The guided prediction of the clean latent (B, C, h, w) for x at sigma, in the sampler's scale.
@@ -127,9 +135,8 @@ class OwnSampler(comfy.samplers.Sampler, ABC):
         """The host's Sampler interface."""
         if latent_image is None:
             raise ValueError("Connect VAE Encode's latent: this run starts from an image, and the host gave it none.")
-        return self.run(
-            HostRun(model_wrap, sigmas, latent_image, extra_args["model_options"], extra_args["seed"], callback)
-        )
+        options, seed = extra_args["model_options"], extra_args["seed"]
+        return self.run(HostRun(model_wrap, sigmas, latent_image, options, seed, callback, denoise_mask))
 
 
 def noise_like(samples: Tensor, seed: int, batch_index: list[int] | None = None) -> Tensor:
