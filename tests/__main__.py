@@ -7,12 +7,15 @@ the demo's evaluation (mark `measure`) run on CI, and when `-m measure` or their
     python tests --host 0.16.3          # tests/hosts/ on another ComfyUI: schemas, refusals, all workflows (minutes)
     python tests --host oldest -m "not more_workflows"
     python tests --front-end 1.58.1     # the front end's tests with another release of it
+    python tests --soak                 # 200 runs in one server, whose memory must come back (minutes)
+    python tests --fuzz 5000            # cases of tests/fuzz/ from a new seed, which is printed (--seed 7: from that)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -84,7 +87,7 @@ def _taken(arguments: list[str], option: str) -> str:
         return ""
     place = arguments.index(option)
     if place + 1 == len(arguments):
-        raise PreparationError(f"Give {option} a version.")
+        raise PreparationError(f"Give {option} a value.")
     value = arguments[place + 1]
     del arguments[place : place + 2]
     return value
@@ -105,12 +108,34 @@ def _elsewhere(host: str, front_end: str, arguments: Sequence[str]) -> int:
     return 1 if any(results.values()) else 0
 
 
+def _fuzzed(cases: str, seed: str, arguments: Sequence[str]) -> int:
+    """Cases of tests/fuzz/ in two processes; returns the exit code. Its files read the two variables."""
+    first = seed or str(random.SystemRandom().randrange(1_000_000))
+    print(f"\n[attention-edit] the same again: python tests --fuzz {cases} --seed {first}", flush=True)
+    variables = {"ATTENTION_EDIT_FUZZ": cases, "ATTENTION_EDIT_FUZZ_SEED": first}
+    return _apart(f"fuzz, seed {first}", "test_fuzz_*.py", ["-n", "2", "--timeout", "0", *arguments], variables)
+
+
+def _apart(name: str, files: str, options: Sequence[str], more: Mapping[str, str] | None = None) -> int:
+    """Files of tests/fuzz/ alone, with more variables; returns the exit code."""
+    environment = prepare(["test"])
+    variables = {"OMP_NUM_THREADS": "1", **environment.variables(), **(more or {})}
+    results: dict[str, int] = {}
+    pytest = [environment.python, "-m", "pytest", "-c", TESTS / "pytest.ini", *options]
+    _step(name, [*pytest, *sorted((TESTS / "fuzz").glob(files))], variables, results)
+    return 1 if any(results.values()) else 0
+
+
 def main(arguments: list[str]) -> int:
     """Run all the checks; returns the exit code."""
     only_pytest = "--only-pytest" in arguments
     arguments = [argument for argument in arguments if argument != "--only-pytest"]
     try:
         host, front_end = _taken(arguments, "--host"), _taken(arguments, "--front-end")
+        if cases := _taken(arguments, "--fuzz"):
+            return _fuzzed(cases, _taken(arguments, "--seed"), arguments)
+        if "--soak" in arguments:
+            return _apart("soak", "check_soak.py", ["-s", *(other for other in arguments if other != "--soak")])
         if host or front_end:
             return _elsewhere(host, front_end, arguments)
         environment = prepare(["test"])

@@ -18,7 +18,7 @@ def as_mask(mask: Tensor, name: str) -> Tensor:
     A fourth dimension of size 1, which some segmentation nodes leave in second or last place, is dropped.
 
     Raises:
-        ValueError: of another shape, or without pixels.
+        ValueError: of another shape, without pixels, or with NaN.
     """
     return _pixels(mask, name) > 0.5
 
@@ -46,14 +46,21 @@ def selecting(mask: Tensor, name: str, cure: str) -> Tensor:
 
 
 def _pixels(mask: Tensor, name: str) -> Tensor:
-    """A MASK socket's tensor as (M, H, W) float32 on the CPU."""
+    """A MASK socket's tensor as (M, H, W) float32 on the CPU, of which every pixel is a number."""
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[3]):
         mask = mask[:, 0] if mask.shape[1] == 1 else mask[..., 0]
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"The {name} must be a mask of shape (M, H, W), not {tuple(mask.shape)}.")
-    return mask.detach().float().cpu()
+    pixels = mask.detach().float().cpu()
+    wrong = int(pixels.isnan().sum())
+    if wrong:
+        raise ValueError(
+            f"Connect another mask, or mend the node that makes it: of the {name}, {wrong} of {pixels.numel()} pixels "
+            "are NaN, which is no number."
+        )
+    return pixels
 
 
 def check_aspect(mask: Tensor, size: tuple[int, int], name: str) -> None:

@@ -1,0 +1,16 @@
+"""Edits of UNets as a person could build them: refused in words, or finite and with their properties."""
+
+from __future__ import annotations
+
+import graphs
+import pytest
+import rounds
+
+SHARES = {"rerun": 25, "empty": 25, "packed": 20, "alone": 20, "recorded": 20, "background": 25, "whole": 15}
+KINDS = ("SD1", "SD1", "SD2", "BK-SDM", "KOALA", "SDXL")
+
+
+@pytest.mark.parametrize(("prop", "seed", "cases"), rounds.items(SHARES))
+def test_edits(prop, seed, cases):
+    seen = rounds.fuzz(graphs.edit_cases(KINDS, prop), seed, cases)
+    assert seen["held"] >= seen.total() / 10, f"too few cases have been checked: {dict(seen)}"
