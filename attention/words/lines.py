@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+LARGEST_FACTOR = 65504.0
+"""The largest number of half precision, which a factor may not exceed either way."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _LINE = re.compile(rf"\s*(?P<word>.*\S)\s*:\s*(?P<first>{_NUMBER})\s*(?:-\s*(?P<second>{_NUMBER})\s*)?")
 
@@ -16,14 +18,20 @@ def word_weights(text: str) -> list[tuple[str, float]]:
     """Words and factors.
 
     Raises:
-        ValueError: a line of another form.
+        ValueError: a line of another form, or a factor beyond LARGEST_FACTOR.
     """
     found = []
     for line in _lines(text):
         match = _LINE.fullmatch(line)
         if match is None or match["second"] is not None:
             raise ValueError(f'{line!r} is no word with a factor. Write one per line, such as "red: 2".')
-        found.append((match["word"], float(match["first"])))
+        factor = float(match["first"])
+        if abs(factor) > LARGEST_FACTOR:
+            raise ValueError(
+                f"Give {match['word']!r} a factor from -{LARGEST_FACTOR:g} to {LARGEST_FACTOR:g}: {factor:g} is beyond "
+                "what half precision can hold."
+            )
+        found.append((match["word"], factor))
     return found
 
 

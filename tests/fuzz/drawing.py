@@ -62,6 +62,7 @@ LAYER_RANGES = ("3-13", "0-0", "0-15", "15-3", "2", "1-99", "", "x", "-1-2", "10
 SEEDS = (0, 1, 7, 2**64 - 2)
 """The largest one is a seed that the host's own noise of ancestral samplers can still count on from."""
 METHODS = ("CPAM", "FPE", "MasaCtrl", "P2P", "PnP", "StyleAligned", "Background", "LocalBlend", "Proximal", "MAG")
+JOINT_METHODS = ("CPAM", "FPE", "MasaCtrl", "Background")
 RARE = ("MaSaFusion", "RegionPrompts", "RecordMaps")
 SAMPLER_NAMES = ("euler", "ddim", "heun", "dpmpp_2m", "euler_ancestral", *comfy.samplers.SAMPLER_NAMES)
 
@@ -83,6 +84,11 @@ class Drawing:
         self.made: dict[str, list[Ref]] = {}
         self.masks: Ref | None = None
 
+    @property
+    def careful(self) -> bool:
+        """Whether two ways are compared up to rounding, so that nothing may be cut by a threshold."""
+        return self.prop in {"packed", "alone", "whole"}
+
     def one_in(self, count: int) -> bool:
         """True for one draw of so many; false is what shrinking goes to."""
         return self.draw(st.integers(0, count - 1)) == count - 1
@@ -95,7 +101,7 @@ class Drawing:
         """Add a call: its other inputs are drawn as the node's schema has them. Returns its name."""
         if node in schemas():
             for socket in schemas()[node].inputs:
-                if socket.id not in given and not (socket.optional and self.one_in(2)):
+                if socket.id not in given and not (socket.optional and self.one_in(4)):
                     given[socket.id] = self.value(node, socket)
         given = {key: value for key, value in given.items() if value is not None}
         name = f"{node.lower()}{sum(call.node == node for call in self.calls) or ''}"
@@ -112,14 +118,16 @@ class Drawing:
         return self.socket(node, socket.id, kind) if widget is None else widget(socket)
 
     def _combo(self, socket: Any) -> Any:
-        return self.among(*socket.options)
+        fitting = [option for option in socket.options if self.world.joint or "(transformers)" not in option]
+        default = getattr(socket, "default", None) or fitting[0]
+        return self.among(default, *fitting) if not self.one_in(30) else self.among(*socket.options)
 
     def _boolean(self, socket: Any) -> bool:
         return bool(socket.default) ^ self.one_in(3)
 
     def _float(self, socket: Any) -> float:
         low, high = socket.min, socket.max
-        return self.among(*[socket.default] * 4, low, high, round(low + 0.4 * min(high - low, 10), 4))
+        return self.among(*[socket.default] * 6, low, high, round(low + 0.4 * min(high - low, 10), 4))
 
     def _int(self, socket: Any) -> int:
         if "seed" in socket.id:
@@ -132,23 +140,25 @@ class Drawing:
 
     def _string(self, socket: Any) -> str:
         if socket.id == "layer_range":
-            return self.among(*LAYER_RANGES)
+            return self.among(*LAYER_RANGES) if self.one_in(4) else "0-2"
         if socket.id in {"weights", "windows"}:
             number = self.among("2", "0", "-1.5", ".5") if socket.id == "weights" else self.among("0-0.4", "1-0", "0-1")
-            odd = ("", "cat", "cat: x", f"cat#2: {number}", ":", "9" * 400)
-            return self.among("", f"{self.words('target')}: {number}", *odd)
+            odd = ("", "cat", "cat: x", f"cat#2: {number}", ":", f"cat: {'9' * 400}", f"a: {number}\n\na: 2")
+            return self.among(*odd) if self.one_in(4) else self.among("", f"{self.words('target')}: {number}")
         if socket.id == "chosen":
             return self.among("1", "2", "", "cat", "9", "1, 2", "0")
         if socket.id == "values":
             return self.among("0, 0.4", "", "a", ",,", "1")
         text = "source" if socket.id in {"source_words", "nouns"} else "target"
+        if socket.id in {"negative_words", "subtract"} and not self.one_in(4):
+            return ""
         return self.words("negative" if socket.id == "negative_words" else text)
 
     def words(self, text: str) -> str:
         """Words to be named: mostly of a prompt."""
         known = self.texts.get(text, "").split() or ["cat"]
         odd = ("", "zebra", "cat#2", "cat, dog", ",", "😀", "a cat", known[-1] + ", " + known[0])
-        return self.draw(st.one_of(st.sampled_from(known), st.sampled_from(known), st.sampled_from(odd)))
+        return self.among(*odd) if self.one_in(8) else self.among(*known)
 
     def text(self, name: str) -> str:
         """A prompt: a few words, seldom an odd one."""
@@ -181,7 +191,7 @@ class Drawing:
         """The prompts of source, target and negative."""
         self.prompts: dict[str, Ref] = {}
         for name in ("source", "target", "negative"):
-            if name == "target" and self.one_in(6):
+            if name == "target" and self.one_in(8):
                 self.texts["target"] = self.texts["source"]
             if name == "negative" and not self.one_in(4):
                 self.texts["negative"] = ""
@@ -230,7 +240,7 @@ class Drawing:
         """Edit masks, the same as before or new ones, seldom refined ones."""
         if self.masks is None or self.one_in(3):
             self.masks = Ref(self.call("Masks"))
-        if node == "CPAM" and self.one_in(4):
+        if node == "CPAM" and not self.careful and not self.world.joint and self.one_in(4):
             return Ref(self.call("RefineMask", masks=self.masks))
         return self.masks
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from cases import Call, Case, Ref
-from drawing import METHODS, RARE, SAMPLER_NAMES, STEPS, Drawing, drawn_worlds
+from drawing import JOINT_METHODS, METHODS, RARE, SAMPLER_NAMES, STEPS, Drawing, drawn_worlds
 from hypothesis import strategies as st
 from worlds import Image
 
 IMPROVEMENTS = ("NegativePrompt", "Direct", "FixedPoint", "NullText", "DPL")
+SURE = ("CPAM", "FPE", "MasaCtrl", "P2P", "PnP", "StyleAligned", "Background")
+"""Methods that compare nothing with a threshold."""
 LOOKS = ("DiffMask", "BackgroundMask", "Reconstruct", "EmbCtrl", "Composite", "Sweep")
 SHOWN = {
     "AEDIT_REFINED": ("RefinedMasks",),
@@ -30,19 +32,33 @@ def invert(drawing: Drawing) -> None:
 
 def improve(drawing: Drawing) -> None:
     """A better inversion in the place of the last one."""
-    node = drawing.among(*IMPROVEMENTS)
+    node = drawing.among(*IMPROVEMENTS) if not drawing.world.joint or drawing.one_in(10) else "FixedPoint"
     on_disk = {"disk_cache": False} if node in {"FixedPoint", "NullText", "DPL"} else {}
     drawing.inversion = Ref(drawing.call(node, **on_disk))
 
 
 def methods(drawing: Drawing) -> None:
     """None to three methods of the pack on the model, seldom one twice."""
+    usual = JOINT_METHODS if drawing.world.joint else SURE if drawing.careful else METHODS
     for _ in range(drawing.among(1, 1, 2, 2, 3, 0)):
-        node = drawing.among(*METHODS) if not drawing.one_in(6) else drawing.among(*RARE)
-        if drawing.one_in(10) or not any(call.node == node for call in drawing.calls):
-            drawing.put(node)
+        rare = drawing.one_in(12 if drawing.world.joint or drawing.careful else 6)
+        node = drawing.among(*METHODS, *RARE) if rare else drawing.among(*usual)
+        if drawing.one_in(20) or not any(call.node == node for call in drawing.calls):
+            drawing.put(node, **(_object(drawing) if node == "MasaCtrl" else {}))
     if drawing.prop == "background":
         drawing.put("Background", start=0.0)
+
+
+def _object(drawing: Drawing) -> dict[str, Any]:
+    """MasaCtrl's object: none, by masks, or by words; seldom all of it at once."""
+    none = dict.fromkeys(("masks", "source_prompt", "target_prompt", "source_words", "target_words"))
+    ways = ("none", "masks") if drawing.careful or drawing.world.joint else ("none", "masks", "words")
+    way = drawing.among(*ways)
+    if drawing.one_in(12):
+        return {}
+    if way == "words":
+        return {"masks": None}
+    return {**none, "masks": drawing.edit_masks("MasaCtrl")} if way == "masks" else none
 
 
 def sample(drawing: Drawing) -> None:
@@ -60,7 +76,9 @@ def sample(drawing: Drawing) -> None:
         return
     setup = drawing.call("Setup")
     drawing.model = Ref(setup)
-    way = "split" if drawing.prop == "whole" else drawing.among("KSampler", "custom", "split", "advanced")
+    whole = drawing.world.joint and not drawing.one_in(10)
+    ways = ("KSampler", "custom") if whole else ("KSampler", "custom", "split", "advanced")
+    way = "split" if drawing.prop == "whole" else drawing.among(*ways)
     if way == "KSampler":
         _k_sampler(drawing, given, Ref(setup, 3))
     elif way == "advanced":
@@ -77,8 +95,8 @@ def _k_sampler(drawing: Drawing, given: dict[str, Any], latent: Any) -> None:
 
 def _advanced(drawing: Drawing, given: dict[str, Any], latent: Any) -> None:
     """KSampler (Advanced) twice: the second one goes on where the first ends."""
-    steps = drawing.draw(st.integers(1, STEPS))
-    middle = drawing.draw(st.integers(0, steps))
+    steps = drawing.draw(st.integers(2, STEPS))
+    middle = drawing.draw(st.integers(0, steps) if drawing.one_in(6) else st.integers(1, steps - 1))
     common = {"model": drawing.model, "noise_seed": 5, "steps": steps, "scheduler": "ddim_uniform", **given}
     first = {"start_at_step": 0, "end_at_step": middle, "return_with_leftover_noise": "enable"}
     added = drawing.among("disable", "enable")

@@ -50,6 +50,10 @@ def _last(case: Case, made: dict[str, tuple[Any, ...]]) -> torch.Tensor:
     return made[case.having(*SAMPLERS)[-1].name][0]["samples"]
 
 
+def _is_cut(case: Case) -> bool:
+    return bool(case.having(*CUT)) or any(call.inputs.get("target_words") for call in case.having("MasaCtrl"))
+
+
 def _edit_alone(case: Case, *without: str) -> Case:
     """The case without what shows runs, and without some methods."""
     return case.changed(lambda call: None if call.node in {*AFTER, *LOOKING, *without} else call)
@@ -76,7 +80,7 @@ def empty(case: Case, made: dict[str, tuple[Any, ...]]) -> bool:
 def packed(case: Case, made: dict[str, tuple[Any, ...]]) -> bool:
     """In one call with the source it is the same as apart, up to rounding."""
     case = _edit_alone(case)
-    if case.world.dtype != "float32" or case.having(*CUT) or not any("one_call" in call.inputs for call in case.calls):
+    if case.world.dtype != "float32" or _is_cut(case) or not any("one_call" in call.inputs for call in case.calls):
         return False
     apart, together = (_one_call(case, wanted) for wanted in (False, True))
     close(_last(together, together.run()), _last(apart, apart.run()))
@@ -92,7 +96,9 @@ def alone(case: Case, made: dict[str, tuple[Any, ...]]) -> bool:
     case = _edit_alone(case)
     noisy = any(part in str(call.inputs.get("sampler_name", "")) for call in case.calls for part in NOISE)
     varied = any(call.inputs.get("variation") or call.inputs.get("add_noise") == "enable" for call in case.calls)
-    if case.world.batch == 1 or case.world.dtype != "float32" or noisy or varied or case.having(*CUT, *BY_PLACE):
+    if case.world.batch == 1 or case.world.dtype != "float32" or noisy or varied:
+        return False
+    if _is_cut(case) or case.having(*BY_PLACE):
         return False
     together = _last(case, made)
     for image in range(case.world.batch):
@@ -141,7 +147,7 @@ def whole(case: Case, made: dict[str, tuple[Any, ...]]) -> bool:
     samplers = case.having("SamplerCustomAdvanced")
     if len(samplers) != 2 or samplers[0].inputs["sampler_name"] not in {"euler", "ddim", "heun"}:
         return False
-    if case.world.dtype != "float32" or case.having(*CUT):
+    if case.world.dtype != "float32" or _is_cut(case):
         return False
     sigmas = next(call for call in case.calls if call.node == "SplitSigmas").inputs["sigmas"]
     joined = [call for call in case.calls if call not in samplers]

@@ -7,7 +7,8 @@ import pytest
 import rounds
 
 SHARES = {"rerun": 25, "empty": 25, "packed": 20, "alone": 20, "recorded": 20, "background": 25, "whole": 15}
-KINDS = ("SD1", "SD1", "SD2", "BK-SDM", "KOALA", "SDXL")
+KINDS = ("SD1",) * 4 + ("SD2",) * 4 + ("BK-SDM",) * 3 + ("KOALA", "SDXL")
+"""The last two take several times as long."""
 
 
 @pytest.mark.parametrize(("prop", "seed", "cases"), rounds.items(SHARES))

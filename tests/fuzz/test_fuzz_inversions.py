@@ -8,12 +8,13 @@ import rounds
 import worlds
 
 INVERSIONS = {"rerun": 25, "saved": 25, "pixels": 20}
-TRANSFORMERS = {"rerun": 15, "empty": 15, "packed": 10, "alone": 10, "background": 15, "whole": 15}
+UNETS = ("SD1",) * 4 + ("SD2",) * 4 + ("BK-SDM",) * 3 + ("KOALA", "SDXL")
+TRANSFORMERS = {"rerun": 20, "empty": 20, "packed": 10, "alone": 10, "background": 20}
 
 
 @pytest.mark.parametrize(("prop", "seed", "cases"), rounds.items(INVERSIONS))
 def test_inversions(prop, seed, cases):
-    seen = rounds.fuzz(graphs.inversion_cases(("SD1", "SD1", "SD2", "BK-SDM", "SDXL"), prop), seed, cases)
+    seen = rounds.fuzz(graphs.inversion_cases(UNETS, prop), seed, cases)
     assert seen["held"] >= seen.total() / 10, f"too few cases have been checked: {dict(seen)}"
 
 

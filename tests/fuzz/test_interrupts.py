@@ -20,7 +20,7 @@ from drawing import schemas
 from outcomes import left_on, same
 from worlds import Latent, Mask, Text, World
 
-STEPS = 3
+STEPS = 2
 FEWEST = 5
 """Cuts of each of the runs, of which there are more than twenty."""
 CUTS = (comfy.model_management.InterruptProcessingException, RuntimeError, torch.OutOfMemoryError)

@@ -13,6 +13,7 @@ from attention_edit.attention.masks.composite import composite
 from attention_edit.attention.masks.edit_masks import TASKS, edit_masks
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
+from every_method import outputs
 
 
 def test_tasks():
@@ -33,6 +34,14 @@ def test_tasks():
 def test_masks_that_select_nothing_or_everything_are_refused(mask, word):
     with pytest.raises(ValueError, match=word):
         edit_masks(mask.float(), TASKS[0], 0.1)
+
+
+def test_masks_with_nan_are_refused():
+    mask = edits.box().float()
+    mask[:, 5] = torch.nan
+    for node, given in (("Masks", {"mask": mask}), ("Region", {"mask": mask, "prompt": []})):
+        with pytest.raises(ValueError, match=r"^Connect another mask.*128 of 16384 pixels are NaN"):
+            outputs(node, **given)
 
 
 def test_a_mask_that_growing_makes_everything_is_refused():

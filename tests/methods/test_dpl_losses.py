@@ -87,6 +87,12 @@ def test_balancing_is_the_weakest_nouns_best_cell(length, left_out):
     assert float(balancing(a, nouns, SHAPE)) == pytest.approx(plain_balancing(a, nouns, left_out), rel=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (4, 1)])
+def test_smoothing_takes_maps_of_one_row_or_column(shape):
+    """Tiny or long pictures: a side of one cell mirrors itself."""
+    assert torch.allclose(smoothed(torch.full((2, *shape), 0.3)), torch.tensor(0.3))
+
+
 def test_smoothing_keeps_a_flat_map_and_spreads_a_point():
     assert torch.allclose(smoothed(torch.full((2, *SHAPE), 0.3)), torch.tensor(0.3))
     point = torch.zeros(1, *SHAPE, dtype=torch.float64)

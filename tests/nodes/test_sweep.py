@@ -49,6 +49,9 @@ def test_weights_and_windows() -> None:
     for line in ("red", "red: much", "red: 0-0.4"):
         with pytest.raises(ValueError, match="no word with a factor"):
             word_weights(line)
+    for factor in ("65505", "-9999999", "9" * 400):
+        with pytest.raises(ValueError, match=r"^Give 'red' a factor from -65504 to 65504"):
+            word_weights(f"red: {factor}")
     for line in ("red", "red: 2"):
         with pytest.raises(ValueError, match="no word with a window"):
             word_windows(line)

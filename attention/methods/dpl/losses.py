@@ -73,7 +73,8 @@ def smoothed(maps: Tensor) -> Tensor:
     """Maps (K, h, w) under the 3 x 3 Gaussian of Attend-and-Excite, exp(-((x - mu) / (2 s))^2), mirrored at borders."""
     place = torch.tensor([-1.0, 0.0, 1.0], dtype=maps.dtype, device=maps.device)
     line = torch.softmax(-((place / (2 * DEVIATION)) ** 2), dim=0)
-    x = F.pad(maps[:, None], (1, 1, 1, 1), mode="reflect")
+    rows, columns = ("reflect" if side > 1 else "replicate" for side in maps.shape[-2:])  # one cell mirrors itself
+    x = F.pad(F.pad(maps[:, None], (1, 1, 0, 0), mode=columns), (0, 0, 1, 1), mode=rows)
     return F.conv2d(x, (line[:, None] * line)[None, None])[:, 0]
 
 
