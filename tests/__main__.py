@@ -7,7 +7,7 @@ the demo's evaluation (mark `measure`) run on CI, and when `-m measure` or their
     python tests --host 0.16.3          # tests/hosts/ on another ComfyUI: schemas, refusals, all workflows (minutes)
     python tests --host oldest -m "not more_workflows"
     python tests --front-end 1.58.1     # the front end's tests with another release of it
-    python tests --soak                 # 200 runs in one server, whose memory must come back (minutes)
+    python tests --soak 200             # mixed runs in one server, whose memory must come back (minutes)
     python tests --fuzz 5000            # cases of tests/fuzz/ from a new seed, which is printed (--seed 7: from that)
 """
 
@@ -134,8 +134,8 @@ def main(arguments: list[str]) -> int:
         host, front_end = _taken(arguments, "--host"), _taken(arguments, "--front-end")
         if cases := _taken(arguments, "--fuzz"):
             return _fuzzed(cases, _taken(arguments, "--seed"), arguments)
-        if "--soak" in arguments:
-            return _apart("soak", "check_soak.py", ["-s", *(other for other in arguments if other != "--soak")])
+        if runs := _taken(arguments, "--soak"):
+            return _apart("soak", "check_soak.py", ["-s", *arguments], {"ATTENTION_EDIT_SOAK": runs})
         if host or front_end:
             return _elsewhere(host, front_end, arguments)
         environment = prepare(["test"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from machine.comfy_server import ComfyServer
 
 pytestmark = pytest.mark.timeout(0)
 
-RUNS = 200
+RUNS = int(os.environ.get("ATTENTION_EDIT_SOAK", 200))
 FEW = {"steps": 3, "inner_steps": 1, "iterations": 1, "null_iterations": 1, "maps": 2, "fine_steps": 4}
 WARM = 2
 """Rounds of all workflows before the first look: code is loaded, and what is kept of the last runs is full."""

@@ -92,7 +92,7 @@ def _one_call(case: Case, wanted: bool) -> Case:
 
 
 def alone(case: Case, made: dict[str, tuple[Any, ...]]) -> bool:
-    """Each image of a batch is as it is alone, up to rounding."""
+    """The first and the last image of a batch are as they are alone, up to rounding."""
     case = _edit_alone(case)
     noisy = any(part in str(call.inputs.get("sampler_name", "")) for call in case.calls for part in NOISE)
     varied = any(call.inputs.get("variation") or call.inputs.get("add_noise") == "enable" for call in case.calls)
@@ -101,7 +101,7 @@ def alone(case: Case, made: dict[str, tuple[Any, ...]]) -> bool:
     if _is_cut(case) or case.having(*BY_PLACE):
         return False
     together = _last(case, made)
-    for image in range(case.world.batch):
+    for image in {0, case.world.batch - 1}:
         single = Case(case.world.alone(image), case.calls)
         close(together[image : image + 1], _last(single, single.run()))
     return True
