@@ -43,9 +43,9 @@ STEPS = 3
 """Most steps of an inversion."""
 SMALL = {
     "steps": (1, STEPS),
-    "inner_steps": (0, 2),
+    "inner_steps": (0, 1),
     "iterations": (0, 2),
-    "null_iterations": (1, 2),
+    "null_iterations": (1, 1),
     "maps": (1, 2),
     "fine_steps": (0, 6),
     "flow_iterations": (1, 3),

@@ -26,7 +26,7 @@ def invert(drawing: Drawing) -> None:
     """An inversion, seldom a generated source, and in some cases a better one of it."""
     generated = drawing.one_in(8)
     drawing.inversion = Ref(drawing.call("RecordSource") if generated else drawing.call("Invert", disk_cache=False))
-    if drawing.one_in(4):
+    if drawing.one_in(6):
         improve(drawing)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import drawing
 import graphs
+import properties
 import pytest
 import rounds
 
@@ -15,3 +17,11 @@ KINDS = ("SD1",) * 4 + ("SD2",) * 4 + ("BK-SDM",) * 3 + ("KOALA", "SDXL")
 def test_edits(prop, seed, cases):
     seen = rounds.fuzz(graphs.edit_cases(KINDS, prop), seed, cases)
     assert seen["held"] >= seen.total() / 10, f"too few cases have been checked: {dict(seen)}"
+
+
+def test_every_node_that_puts_something_on_a_model_is_drawn():
+    """A new method is told to the drawing, and what makes it do nothing to the property `empty`."""
+    puts = {name for name, schema in drawing.schemas().items() if schema.outputs[0].get_io_type() == "MODEL"}
+    others = {"Setup", "DemoModel"}
+    assert puts - others == {*drawing.METHODS, *drawing.RARE}
+    assert puts - others == {*properties.METHODS_OFF, *properties.NO_WINDOW, *properties.LOOKING}
