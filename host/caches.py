@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-CACHES = ("easycache", "lazycache")
-"""The keys of their wrappers."""
+from comfy.patcher_extension import WrappersMP
+
+CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+"""The keys of their wrappers, and what their nodes are called."""
 
 
 def remove_caches(model: Any) -> None:
@@ -17,6 +19,12 @@ def remove_caches(model: Any) -> None:
     for kind in list(model.wrappers):
         for key in CACHES:
             model.remove_wrappers_with_key(kind, key)
+
+
+def step_caches_on(model: Any) -> tuple[str, ...]:
+    """The caches on a host MODEL that answer whole steps, before any part of the model is asked, by their nodes."""
+    found = model.wrappers.get(WrappersMP.PREDICT_NOISE, {})
+    return tuple(name for key, name in CACHES.items() if found.get(key))
 
 
 def without_caches(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from ...host.caches import step_caches_on
 from ...host.conditioning import encoded_alike
 from ...host.remarks import Kind
 from ..words.prompt import Prompt
+from .acts import How, Site
 from .control import GuidanceControl
 from .moment import Moment
 from .plan import Plan
 from .run import Run
-from .site import SiteHook
+from .site import SiteHook, additions
 
 
 def check_halves(run: Run) -> None:
@@ -59,14 +63,58 @@ def check_acted(run: Run) -> None:
     expected = {(act.at, layer.index) for acts in run.declared.values() for act in acts for layer in act.layers}
     missing = expected - run.sites_called
     if missing:
-        replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})
-        found = {type(p).__name__ for part in replaced.values() for p in part.values() if not isinstance(p, SiteHook)}
-        names = ", ".join(sorted(found))
-        cure = f"Put the node of the patch {names} before the edit nodes" if found else "Remove other packs' patches"
-        text = f"{cure}: {len(missing)} of {len(expected)} attention layers of the edit were never reached."
+        count = f"{len(missing)} of {len(expected)} attention layers"
+        text = f"{cure_of_replaced(run)}: {count} of the edit were never reached."
         if missing == expected:
             raise RuntimeError(f"{text} The edit did nothing.")
         run.remarks.add(Kind.IGNORED, text)
+    _tell_covered(run)
+    caches = step_caches_on(run.guider.model_patcher)
+    if caches and run.guiding:
+        run.remarks.add(
+            Kind.IGNORED,
+            f"Remove {' and '.join(caches)} from the edited model, or expect next to nothing of the guidance by "
+            "gradients: a step that a cache answers is not guided.",
+        )
+
+
+def cure_of_replaced(run: Run) -> str:
+    """What to do where an edit's layers are not reached, with the patches of other nodes that replace some.
+
+    On a UNet a patch that stands before the edit is chained to it. A transformer's patch of a block runs the block,
+    with the edit in it, or leaves it out, wherever its node stands.
+    """
+    replaced = run.guider.model_options["transformer_options"].get("patches_replace", {})
+    patches = [patch for part in replaced.values() for patch in part.values()]
+    ours = [patch for patch in patches if isinstance(patch, SiteHook)]
+    chained = [hook.previous for hook in ours]
+    found = {_told(patch) for patch in patches if patch not in ours and patch not in chained}
+    if not found:
+        return "Remove other packs' patches"
+    names = ", ".join(sorted(found))
+    if run.family.joint:
+        return f"Remove the node of the patch {names}"
+    return f"Put the node of the patch {names} before the edit nodes"
+
+
+def _told(patch: Any) -> str:
+    """A patch as its pack calls it: the name of its function or class."""
+    return str(getattr(patch, "__name__", type(patch).__name__))
+
+
+def _tell_covered(run: Run) -> None:
+    """Remark on patches, set before the edit, of cross-attention that a control computes anew from the text alone."""
+    patches = run.guider.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for control, acts in run.declared.items():
+        keys = {layer.key for act in acts if act.at is Site.CROSS and act.how is How.REPLACES for layer in act.layers}
+        hooks = [patch for key, patch in patches.items() if key in keys and isinstance(patch, SiteHook)]
+        found = [hook.previous for hook in hooks if hook.previous is not None and not additions(hook.previous)]
+        for name in sorted({_told(patch) for patch in found}):
+            run.remarks.add(
+                Kind.IGNORED,
+                f"Expect next to nothing of the patch {name}, or put its node after the edit nodes, where it takes the "
+                f"edit's place: {control.name} computes the text's attention anew in {len(found)} layers where it is.",
+            )
 
 
 def check_whole(run: Run, x: Tensor) -> None:

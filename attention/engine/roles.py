@@ -113,6 +113,20 @@ class Call:
         """The rows of the sampler's own latent and prompts; None if the call holds none."""
         return next((group for group in self.groups if group.part == OWN), None)
 
+    def check_rows(self, count: int, where: str) -> None:
+        """Refuse attention of other rows than the call's: nobody has said whose the further ones are.
+
+        Raises:
+            ValueError: `count` is not the call's number of rows.
+        """
+        expected = self.batch * len(self.roles)
+        if count != expected:
+            raise ValueError(
+                "Remove the node that gives attention further rows (Attention Couple and the like) from the edited "
+                f"model: {where} has {count} rows where the sampler's prompts make {expected}, and the edit cannot "
+                "tell whose they are."
+            )
+
     def _rows(self, chunks: list[int]) -> Tensor:
         # Made on the device: a list would be a copy to it in every call.
         spans = [torch.arange(c * self.batch, (c + 1) * self.batch, device=self.device) for c in chunks]

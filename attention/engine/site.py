@@ -13,11 +13,22 @@ from torch import Tensor
 from ...host.attention import host_attention
 from ...host.families import Layer
 from ...host.marks import KEY, PATCHES
-from .acts import Site
+from .acts import How, Site
 from .asking import Asking, Own
 from .features import keep_features
 from .roles import Call, Group
 from .run import Phase, Run
+
+
+def additions(patch: Any) -> list[tuple[Callable[..., Tensor], dict[str, Any]]]:
+    """What a patch adds to attention, with the settings of each; nothing for patches of another kind.
+
+    The nodes of IPAdapter, InstantID and PuLID share one: it keeps lists `callback` and `kwargs`, computes attention
+    and adds what each callback gives.
+    """
+    callbacks, settings = getattr(patch, "callback", None), getattr(patch, "kwargs", None)
+    both = isinstance(callbacks, list) and isinstance(settings, list)
+    return list(zip(callbacks, settings, strict=True)) if both else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +36,8 @@ class SiteHook:
     """A replace patch on one attention of one layer, in front of whatever patch was there before.
 
     The order within a layer is: the patch that was there, then our controls in the order of their nodes, then
-    what IPAdapter-like packs add after us.
+    what IPAdapter-like packs add after us. What such a pack has added before is added behind too where a control
+    computes the attention anew, which would leave it out.
     """
 
     site: Site
@@ -48,7 +60,7 @@ class SiteHook:
         """The host's replace patch: q (R, N, C), k and v (R, L, C) to (R, N, C)."""
         out = self._attention(q, k, v, extra_options, mask)
         sigma = extra_options.get("sigmas")
-        for callback, kwargs in self.added:
+        for callback, kwargs in [*self._behind(extra_options), *self.added]:
             start, end = kwargs.get("sigma_start", float("inf")), kwargs.get("sigma_end", 0.0)
             if sigma is None or end <= float(sigma[0]) <= start:
                 tokens = self._own_tokens(extra_options, k)
@@ -74,6 +86,18 @@ class SiteHook:
         if hasattr(self.previous, "cleanup"):
             self.previous.cleanup()
 
+    def _behind(self, options: dict[str, Any]) -> list[tuple[Callable[..., Tensor], dict[str, Any]]]:
+        """What patches add to attention that ours would else leave out, or that would else take our place."""
+        later = additions(self._set_later(options))
+        return [*(additions(self.previous) if self._renewed(options) else []), *later]
+
+    def _renewed(self, options: dict[str, Any]) -> bool:
+        """Whether a control computes this attention anew in the call."""
+        call = options.get(KEY)
+        if not isinstance(call, Call) or call.run.phase is not Phase.EDIT:
+            return False
+        return any(act.how is How.REPLACES for _, act in call.run.acting.at(self.site, self.layer.index))
+
     def _own_tokens(self, options: dict[str, Any], k: Tensor) -> int:
         """Tokens of the rows' own context, without those that our controls appended."""
         call = options.get(KEY)
@@ -86,7 +110,7 @@ class SiteHook:
     ) -> Tensor:
         call = options.get(KEY)
         later = self._set_later(options)
-        if later is not None:
+        if later is not None and not additions(later):
             tokens = self._own_tokens(options, k)
             return later(q, k[:, :tokens], v[:, :tokens], options)
         run = call.run if isinstance(call, Call) else call
@@ -99,6 +123,8 @@ class SiteHook:
         keep_features(call, self.site, self.layer, q, k, v)
         if not groups:
             return whole()
+        if call.sources or len(groups) > 1 or call.run.acting.at(self.site, self.layer.index):
+            call.check_rows(len(q), f"{self.site.value}-attention of layer {self.layer.index}")
         if len(groups) == 1 and not call.sources:
             return self._controlled(call, groups[0], q, k, v, options, whole)
         # Packed, or branches: each part's rows are asked for by themselves. What is read of others is there already.
@@ -126,7 +152,8 @@ class SiteHook:
         return None if found is before or moved else found
 
     def _before(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], mask: Tensor | None = None) -> Tensor:
-        if self.previous is not None:
+        added_behind = bool(additions(self.previous)) and self._renewed(options)
+        if self.previous is not None and not added_behind:
             return self.previous(q, k, v, options)
         return host_attention(q, k, v, options, mask)
 
@@ -213,6 +240,7 @@ def append_contexts(
         return n, context, value
     run.cross_tokens[key] = context.shape[1]
     extra = []
+    call.check_rows(len(context), f"cross-attention of layer {layer.index}")
     for states in _contexts(run, layer, context).values():
         if states.shape[0] not in (1, call.batch):
             raise ValueError(

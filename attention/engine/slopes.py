@@ -20,6 +20,7 @@ from torch import Tensor
 from ...host.families import Layer
 from ...host.gradients import differentiable, gradient, plain
 from .acts import Site
+from .checks import cure_of_replaced
 from .control import Control, moves
 from .reading import Maps, Reading
 from .run import Run
@@ -79,6 +80,12 @@ class Network:
                             f"No attention was computed for the {role} prompt at sigma {self.run.sigma:.3f}: it is "
                             "limited to other steps (Conditioning Set Timestep Range), or another node skips calls of "
                             "the model (EasyCache). Remove that, or move MAG-Edit's start and end."
+                        )
+                    if reading.wanted - set(reading.maps):
+                        raise ValueError(
+                            f"{cure_of_replaced(self.run)}: cross-attention is replaced in "
+                            f"{len(reading.wanted - set(reading.maps))} of {len(reading.wanted)} layers whose maps "
+                            "are to be read."
                         )
                     value = loss(reading.maps)
                     return None if value is None else gradient(value, [leaf])[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...host.conditioning import Conditioning, source_conditioning
 from ...host.families import Family
+from ...host.remarks import Kind
 from ..engine.acts import NULL_TEXT, Act, Site
 from ..engine.call import AttentionCall
 from ..engine.control import Control, MapControl
@@ -75,6 +76,13 @@ class RegionPrompts(Control):
         for control in run.controls:
             if isinstance(control, MapControl):
                 self._check_beside(control, run)
+        parts = len(run.guider.conds.get("positive") or [])
+        if self.elsewhere == ELSEWHERE[0] and parts > 1:
+            run.remarks.add(
+                Kind.IGNORED,
+                f"Set Region Prompts' elsewhere to {ELSEWHERE[1]} to have the sampler's positive prompt drawn: it has "
+                f"{parts} parts (a schedule or a combination), and with {ELSEWHERE[0]} no pixel reads it.",
+            )
         return {}
 
     def _check_beside(self, other: MapControl, run: Moment) -> None:

@@ -66,7 +66,7 @@ def _recorded(model: Any, _: Any) -> Any:
 
 
 _WORDS = {**PROMPTS, "source_words": "cat", "target_words": "dog"}
-_GUIDED = {"target_prompt": DOG, "mask": edits.box()[0].float(), "words": "dog", "preset": "custom", "iterations": 1}
+GUIDED = {"target_prompt": DOG, "mask": edits.box()[0].float(), "words": "dog", "preset": "custom", "iterations": 1}
 P2P = put("P2P", **PROMPTS)
 METHODS: dict[str, Put] = {
     "background": put("Background", masks=masks()),
@@ -75,7 +75,7 @@ METHODS: dict[str, Put] = {
     "cpam, refined mask": _refined,
     "fpe": put("FPE", end=0.6, both_halves=True),
     "local_blend": both(P2P, put("LocalBlend", **_WORDS, threshold=0.6)),
-    "mag": both(put("P2P", **PROMPTS, mode="refine"), put("MAG", **_GUIDED, end=0.7, blend_start=0.3)),
+    "mag": both(put("P2P", **PROMPTS, mode="refine"), put("MAG", **GUIDED, end=0.7, blend_start=0.3)),
     "masactrl": put("MasaCtrl", start=0.3, masks=masks()),
     "masactrl, words": put("MasaCtrl", start=0.2, first_layer=2, threshold=0.5, **_WORDS),
     "p2p": put("P2P", **PROMPTS, weights="dog: 2", windows="dog: 0.2-0.5", self_start=0.2),

@@ -105,6 +105,7 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     device: torch.device = DEVICE,
+    **other: Any,
 ) -> Any:
     """A host MODEL with random weights.
 
@@ -113,10 +114,11 @@ def tiny_model(
         v: v-prediction instead of eps.
         dtype: of the weights, which the host computes in.
         device: where it runs; its weights wait on the CPU until the host loads them.
+        other: of the UNet's configuration, what is to differ from the kind's.
     """
     config_name = _HOST_CONFIGS[kind]
-    kind, _, other = CUT_DOWN.get(kind, (kind, "", {}))
-    config = getattr(comfy.supported_models, config_name)(_config(kind, dtype) | other)
+    kind, _, cut = CUT_DOWN.get(kind, (kind, "", {}))
+    config = getattr(comfy.supported_models, config_name)(_config(kind, dtype) | cut | other)
     config.unet_config |= {"num_heads": -1, "num_head_channels": 8}
     base = comfy.model_base.SDXL if kind == "SDXL" else comfy.model_base.BaseModel
     prediction = comfy.model_base.ModelType.V_PREDICTION if v else comfy.model_base.ModelType.EPS
