@@ -80,6 +80,7 @@ def _pack(inversion: Inversion) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "null_guidance": inversion.null_guidance,
         "errors": list(inversion.errors),
     }
+    fields |= {"weights": inversion.weights} if inversion.weights else {}
     tensors = {"latents": inversion.latents.detach().cpu().contiguous()}
     for i, (states, options) in enumerate(inversion.conditioning):
         tensors[f"conditioning.{i}.states"] = _own(states)
@@ -223,6 +224,7 @@ def _unpack(fields: dict[str, Any], tensors: dict[str, Tensor]) -> Inversion:
         null_options=_unpack_options("null.0", fields.get("null_options", {}), tensors),
         null_guidance=None if guidance is None else float(guidance),
         errors=tuple(float(e) for e in fields.get("errors", ())),
+        weights=fields.get("weights", ""),
         **{field: tensors.get(name) for field, name in _TEXTS.items()},
     )
 

@@ -12,6 +12,8 @@ from torch import Tensor
 SAMPLE = 1 << 16
 """Values of one weight that are looked at; models that were trained apart differ in nearly all of them."""
 
+WEIGHT_VALUES = 256
+"""The same where a run only warns."""
 
 ALGORITHM = 2
 """Counted up when an inversion comes out otherwise than before, so that what older versions kept is not found."""
@@ -22,10 +24,15 @@ class UnknownError(Exception):
 
 
 class Digest:
-    """A hash of nested values."""
+    """A hash of nested values.
 
-    def __init__(self) -> None:
+    Args:
+        values: of each tensor about so many are looked at, at even distances; None for all.
+    """
+
+    def __init__(self, values: int | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
+        self._values = values
 
     def add(self, value: Any) -> Digest:
         """Take in numbers, texts, tensors, and containers and dataclasses of them.
@@ -64,7 +71,8 @@ class Digest:
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             raise UnknownError(f"a tensor of type {type(tensor).__name__}")
         self._hash.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        held = tensor.detach().cpu().contiguous()
+        step = tensor.numel() // self._values + 1 if self._values else 1
+        held = (tensor.detach().flatten()[::step] if step > 1 else tensor.detach()).cpu().contiguous()
         self._hash.update(held.reshape(-1).view(torch.uint8).numpy().data)
 
     def name(self) -> str:
@@ -87,12 +95,30 @@ def add_model(digest: Digest, model: Any) -> None:
     sampling = model.get_model_object("model_sampling")
     digest.add([[kind.__name__ for kind in type(sampling).__mro__], sampling.sigmas])
     digest.add([model.model_dtype(), model.model.manual_cast_dtype])
+    _add_weights(digest, model)
+
+
+def _add_weights(digest: Digest, model: Any) -> None:
+    """Take in a host MODEL's weights without LoRAs, and the LoRAs."""
     for name, (weight, *patches) in sorted(model.get_key_patches("diffusion_model.").items()):
         digest.add(name).sampled(weight[0])
         for strength, patch, strength_model, offset, function in patches:
             if function is not None:
                 raise UnknownError("a weight patch with a function of its own")
             digest.add([strength, patch, strength_model, offset])
+
+
+def weights_name(model: Any) -> str:
+    """The name of a host MODEL's weights with its LoRAs, by a few values of each; empty where they cannot be told.
+
+    Every run of an edit asks for it, so that it has to cost next to nothing.
+    """
+    digest = Digest(WEIGHT_VALUES)
+    try:
+        _add_weights(digest, model)
+    except Exception:  # whatever other nodes' objects raise when they are looked at
+        return ""
+    return digest.name()
 
 
 def _filled(value: Any) -> bool:

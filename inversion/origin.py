@@ -15,6 +15,7 @@ from ..host.families import family_of
 from ..host.marks import check_unedited
 from ..host.models import check_latent, prediction_of
 from ..host.transformers import takes_guidance
+from .fingerprint import weights_name
 from .improvement import Found
 from .record import Inversion
 from .schedule import levels
@@ -103,6 +104,7 @@ class Origin(ABC):
             prediction=kind,
             conditioning=positive,
             method=self.told(kind),
+            weights=weights_name(model),
         )
         return Found(inversion, cost)
 

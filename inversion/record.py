@@ -37,6 +37,7 @@ class Inversion:
         null_options: the host's options beside these states (SDXL's pooled output).
         null_guidance: guidance scale that the states were optimised for; None if they go with any.
         errors: what the method measured of itself at every step, for its plot; empty if nothing.
+        weights: name of the weights and LoRAs that it was made with (`fingerprint.weights_name`); empty if not known.
     """
 
     latents: Tensor
@@ -51,6 +52,7 @@ class Inversion:
     null_options: dict[str, Any] = field(default_factory=dict, repr=False)
     null_guidance: float | None = None
     errors: tuple[float, ...] = field(default=(), repr=False)
+    weights: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         """Raise ValueError if something is not finite, or a text per step does not go with the trajectory.

@@ -71,6 +71,7 @@ FIELDS = Table(
         "null_options": OPTIONS,
         "null_guidance": Maybe(Number(0, 1000)),
         "errors": Many(Number(0, 1e30), 0, MAX_STEPS),
+        "weights": Text(64),
     },
     needed=("sigmas", "steps", "offset", "family", "prediction", "conditioning"),
 )

@@ -11,6 +11,7 @@ from typing import Any
 from ...host.conditioning import check_readable, same_text
 from ...host.guider import is_guided, sampler_name
 from ...host.remarks import Kind
+from ...inversion.fingerprint import weights_name
 from . import null_text
 from .acts import How, Site
 from .checks import check_halves
@@ -50,6 +51,7 @@ def judge(run: Run, sampler: Any, batch: int) -> None:
     null_text.judge_guidance(run)
     _judge_batch(run, batch)
     _judge_prompts(run)
+    _judge_weights(run)
     _judge_windows(run)
 
 
@@ -97,6 +99,19 @@ def _judge_prompts(run: Run) -> None:
             Kind.DOUBTFUL,
             "Write into the positive prompt what the edit shall show: it is the same as the negative prompt, so that "
             "guidance does nothing.",
+        )
+
+
+def _judge_weights(run: Run) -> None:
+    """A trajectory leads back to its image with the weights that it was made with."""
+    made_with = "" if run.inversion is None else run.inversion.weights
+    here = weights_name(run.guider.model_patcher) if made_with else ""
+    if here and here != made_with:
+        run.remarks.add(
+            Kind.DOUBTFUL,
+            "Invert the image again with the edited model, or load the same checkpoint and LoRAs in the same precision "
+            "for both: the edited model's weights are not those that the image was inverted with, so that the inverted "
+            "noise does not lead back to it.",
         )
 
 

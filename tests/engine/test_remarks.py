@@ -17,6 +17,7 @@ from attention_edit.attention.methods.p2p import P2P
 from attention_edit.attention.methods.regions import RegionPrompts, make_region
 from attention_edit.host import progress, remarks
 from attention_edit.host.remarks import Kind, Remarks
+from attention_edit.inversion import file_format
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from comfy_execution.utils import CurrentNodeContext
 from prompts import prompt
@@ -149,6 +150,38 @@ class _Server:
 
     def send_sync(self, event, data, client_id):
         self.events.append((event, data, client_id))
+
+
+def with_patch(model, strength):
+    """The model with a change of one layer's weights, as LoRAs make them."""
+    patched = model.clone()
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    assert patched.add_patches({key: ("diff", (torch.ones(128, 128),))}, strength)
+    return patched
+
+
+def test_other_weights_than_the_inversion_s_are_said(model, said, tmp_path):
+    """A LoRA on one of the two models only, or of another strength; another checkpoint; from a file too."""
+    patched = with_patch(model, 0.5)
+    made = {"plain": plain_inversion(model), "patched": plain_inversion(patched)}
+    file_format.write(made["plain"], tmp_path / "plain")
+    made["file"] = file_format.read(tmp_path / "plain", "plain")
+
+    def told(name, edited):
+        said.clear()
+        edits.run(edited, made[name], FPE())
+        return [text for kind, text in said if kind is Kind.DOUBTFUL and "load the same checkpoint and LoRAs" in text]
+
+    assert told("plain", patched) and told("patched", model) and told("patched", with_patch(model, 0.4))
+    assert told("plain", tiny.tiny_model(seed=1)) and told("file", patched)
+    assert not (told("plain", model) or told("patched", patched) or told("patched", with_patch(model, 0.5)))
+    assert not (told("file", model) or told("plain", tiny.tiny_model()))
+
+
+def test_an_inversion_of_an_older_file_is_judged_by_no_weights(model, said, tmp_path):
+    file_format.write(replace(plain_inversion(model), weights=""), tmp_path / "old")
+    edits.run(with_patch(model, 0.5), file_format.read(tmp_path / "old", "old"), FPE())
+    assert not without_line(said)
 
 
 def test_remarks_are_shown_on_the_node_that_runs(model, inversion, monkeypatch, caplog):
