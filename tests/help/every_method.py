@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import edits
@@ -88,6 +89,26 @@ METHODS: dict[str, Put] = {
 """By the file of attention/methods/ (or, the recorder, of attention/maps/), and a setting behind a comma."""
 BESIDE: dict[str, Put] = {"masafusion": put("MaSaFusion", masks=masks(), seed=3)}
 """Methods that sample images of their own beside the edit, in one whole run."""
+_TEXTS = {
+    "source_prompt": replace(CAT, states=tiny.prompt(5)[0][0]),
+    "target_prompt": replace(DOG, states=tiny.prompt(2)[0][0]),
+}
+"""With the texts that `edits.invert` inverts with and `edits.run` draws, so that another text is noticed."""
+WHOLE: dict[str, Put] = {
+    "CPAM": put("CPAM", masks=masks(), normal_share=0.0),
+    "Exact Background": put("Background", masks=masks()),
+    "FPE": put("FPE", end=1.0),
+    "Local Blend": put("LocalBlend", **_TEXTS, source_words="cat", target_words="dog"),
+    "MAG-Edit": put("MAG", **{**GUIDED, "target_prompt": _TEXTS["target_prompt"]}),
+    "MasaCtrl": put("MasaCtrl", start=0.0, first_layer=0),
+    "MaSaFusion": put("MaSaFusion", masks=masks(), seed=3),
+    "Plug-and-Play": put("PnP", negative=tiny.prompt(8)),
+    "Prompt-to-Prompt": put("P2P", **_TEXTS, cross_end=1.0, self_end=1.0),
+    "Proximal Guidance": put("Proximal", hold_from=0.3),
+    "Region Prompts": _regions,
+    "StyleAligned": put("StyleAligned"),
+}
+"""By the name that help pages have, a method alone, in all the steps and layers where it can act."""
 NO_CONTROL = {"dpl", "embctrl"}
 """Methods that make an inversion or a conditioning, and do nothing in a run."""
 

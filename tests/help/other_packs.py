@@ -232,7 +232,7 @@ OTHERS = (
     Other("SEG", "imitated: sd-perturbed-attention's call with blurred queries in each step", _seg),
     Other("NAG", "ComfyUI's Normalized Attention Guidance", made_by(NAGuidance, 5.0, 0.5, 1.5)),
     Other("IPAdapter", "imitated: ComfyUI_IPAdapter_plus on SD1.x, by blocks", _adapter()),
-    Other("IPAdapter, by layers", "imitated: the same on SDXL, by layers", _adapter(lambda block: range(1))),
+    Other("IPAdapter, by layers", "imitated: its patches by layers, as on SDXL", _adapter(lambda block: range(1))),
     Other("Attention couple", "imitated: cgem156's `attn2_patch`, rows repeated for each text", _couple),
     Other("Attention override", "imitated: KJNodes' `optimized_attention_override`", attention_override),
     Other(

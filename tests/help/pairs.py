@@ -10,7 +10,6 @@ from functools import cache, partial
 from typing import Any
 
 import edits
-import every_method
 import tiny
 import tiny_joint
 import torch
@@ -20,7 +19,7 @@ from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.masactrl import MasaCtrl
 from attention_edit.inversion.record import Inversion
-from every_method import METHODS, Put, put
+from every_method import WHOLE, Put
 from other_packs import Other
 from torch import Tensor
 
@@ -95,19 +94,7 @@ SD1 = Bench(
     lambda model, steps: edits.invert(model, steps=steps),
     _sampled_sd1,
     partial(tiny.prompt, 2),
-    {
-        "CPAM": put("CPAM", masks=every_method.masks(), normal_share=0.0),
-        "Exact Background": METHODS["background"],
-        "FPE": put("FPE", end=1.0),
-        "MAG-Edit": put("MAG", **every_method.GUIDED),
-        "MasaCtrl": put("MasaCtrl", start=0.0, first_layer=0),
-        "MaSaFusion": every_method.BESIDE["masafusion"],
-        "Plug-and-Play": METHODS["pnp"],
-        "Prompt-to-Prompt": put("P2P", **every_method.PROMPTS, cross_end=1.0, self_end=1.0),
-        "Proximal Guidance": METHODS["proximal"],
-        "Region Prompts": METHODS["regions"],
-        "StyleAligned": put("StyleAligned"),
-    },
+    {name: method for name, method in WHOLE.items() if name != "Local Blend"},  # whose blend one step of noise leaves
 )
 FLUX, SD3 = _joint("Flux", "Flux.1"), _joint("SD3", "SD3")
 
