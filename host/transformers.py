@@ -19,6 +19,7 @@ class Transformer:
         streams: the host's name of a kind of block, the network's list of them, and how many the family's own has.
         side: side of the latent at the size that the family draws best.
         patch: latent cells along a token's side.
+        cell: pixels along a latent cell's side.
         numbered: whether the host tells attention in which block it is.
         vital: blocks that shape the picture most, where a paper lists them.
         behind_text: whether the image's position begins where the prompt ends, so that it depends on its length.
@@ -28,6 +29,7 @@ class Transformer:
     streams: tuple[tuple[str, str, int], ...]
     side: int = 128
     patch: int = 2
+    cell: int = 8
     numbered: bool = True
     vital: tuple[tuple[str, int], ...] = ()
     behind_text: bool = False
@@ -71,7 +73,7 @@ def _flux(name: str, double: int, single: int, **more: Any) -> Transformer:
 _VITAL = (*(("double", i) for i in (0, 1, 17, 18)), *(("single", i) for i in (6, 9, 34, 35, 37)))
 """Stable Flow (Avrahami et al. 2025, section 3.2 and its released code), for Flux.1 dev."""
 FLUX1 = _flux("Flux.1", 19, 38, vital=_VITAL)
-FLUX2 = _flux("Flux.2", 8, 48, side=64, patch=1)
+FLUX2 = _flux("Flux.2", 8, 48, side=64, patch=1, cell=16)
 CHROMA = _flux("Chroma", 19, 38)
 SD3 = Transformer("SD3", (("double", "joint_blocks", 24),), numbered=False)
 ZIMAGE = Transformer("Z-Image", (("double", "layers", 30),), behind_text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 RESIZE_RULES = ("nearest", "majority", "any")
 """How `resize` may decide whether a cell is selected."""
+_ROUNDING = 0.01
+"""How far other nodes' filters may take a mask out of 0..1."""
 
 
 def as_mask(mask: Tensor, name: str) -> Tensor:
@@ -21,6 +24,27 @@ def as_mask(mask: Tensor, name: str) -> Tensor:
         ValueError: of another shape, without pixels, or with NaN.
     """
     return _pixels(mask, name) > 0.5
+
+
+def shares(mask: Tensor, name: str) -> Tensor:
+    """A MASK socket's tensor as (M, H, W) float32 in 0..1 on the CPU, as soft as it came.
+
+    Raises:
+        ValueError: of another shape, without pixels, with NaN, or with values outside of 0..1.
+    """
+    pixels = _pixels(mask, name)
+    low, high = (float(x) for x in pixels.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"Connect another mask, or draw it anew: the {name} holds NaN or infinite values. Most often a division by "
+            "zero made them, such as the normalisation of an empty map."
+        )
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"Bring the {name} to 0..1: its values go from {low:g} to {high:g}. Divide one of 0..255 by 255, or put "
+            "Threshold Mask behind it."
+        )
+    return pixels.clamp(0, 1) if low < 0 or high > 1 else pixels
 
 
 def selecting(mask: Tensor, name: str, cure: str) -> Tensor:

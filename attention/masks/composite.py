@@ -8,6 +8,9 @@ from torch import Tensor
 from ...host.models import CELL
 from .cells import check_aspect, distance, for_batch, resize
 
+FULL = 1 - 1 / 510
+"""From here on a mask's value is 1 in 8 bits."""
+
 
 def composite(original: Tensor, edited: Tensor, mask: Tensor, feather: int) -> Tensor:
     """The edited image inside a mask, the original one elsewhere, faded into each other outside the mask.
@@ -34,16 +37,55 @@ def composite(original: Tensor, edited: Tensor, mask: Tensor, feather: int) -> T
             "above 0.5), so nothing of the edited image would be seen."
         )
     top, left = _offset(original, edited)
-    batch = max(len(original), len(edited), len(mask))
-    original, edited = (_batched(x, batch, name) for x, name in ((original, "original"), (edited, "edited image")))
-    channels = min(original.shape[-1], edited.shape[-1])
-    result = original[..., :channels].clone()
-    area = (slice(None), slice(top, top + edited.shape[1]), slice(left, left + edited.shape[2]))
     on_edited = mask.shape[1:] == edited.shape[1:3]
     weight = _weight(mask, tuple((edited if on_edited else original).shape[1:3]), feather)
-    weight = for_batch(weight if on_edited else weight[area], batch, "mask")[..., None]
-    result[area] = torch.lerp(result[area], edited[..., :channels].to(result), weight.to(result))
+    if not on_edited:
+        weight = weight[:, top : top + edited.shape[1], left : left + edited.shape[2]]
+    return put_on(original[..., : edited.shape[-1]], edited, weight, (top, left))
+
+
+def put_on(original: Tensor, edited: Tensor, weight: Tensor, corner: tuple[int, int]) -> Tensor:
+    """A copy of an image with another one laid over a part of it.
+
+    Args:
+        original: (1 or B, H, W, C) in 0..1.
+        edited: (1 or B, h, w, c) in 0..1, finite; channels that it has not stay the original's.
+        weight: (1 or B, h, w) in 0..1, how much of the edited image each pixel shows.
+        corner: row and column of the original at which it lies.
+
+    Returns:
+        (B, H, W, C), equal to the original bit for bit where the weight is 0, and to the edited image where it is 1.
+
+    Raises:
+        ValueError: batches that do not fit.
+    """
+    batch = max(len(original), len(edited), len(weight))
+    original, edited = (_batched(x, batch, name) for x, name in ((original, "original"), (edited, "edited image")))
+    channels, (top, left) = min(original.shape[-1], edited.shape[-1]), corner
+    # Memory of its own for every image: one that was expanded to the batch has the same for all.
+    result = original.clone(memory_format=torch.contiguous_format)
+    part = result[:, top : top + edited.shape[1], left : left + edited.shape[2], :channels]
+    weight = for_batch(weight, batch, "mask")[..., None]
+    part.copy_(torch.lerp(part, edited[..., :channels].to(result), weight.to(result)))
     return result
+
+
+def soft_edge(mask: Tensor, feather: int) -> Tensor:
+    """How much of an edited image each pixel shows: all inside the mask, less with every pixel away from it.
+
+    Args:
+        mask: (M, H, W) bool, or float in 0..1. What is selected in part keeps its share, and nothing fades out
+            around it.
+        feather: pixels over which it falls, by 1 / (feather + 1) per pixel.
+
+    Returns:
+        (M, H, W) float32 in 0..1; 0 further than `feather` pixels from the mask.
+    """
+    if mask.is_floating_point() and feather == 0:
+        return mask
+    whole = mask >= FULL if mask.is_floating_point() else mask
+    weight = (feather + 1 - distance(whole)).clamp(min=0) / (feather + 1)
+    return torch.maximum(weight, mask) if mask.is_floating_point() else weight
 
 
 def _offset(original: Tensor, edited: Tensor) -> tuple[int, int]:
@@ -69,8 +111,8 @@ def _batched(images: Tensor, batch: int, name: str) -> Tensor:
 
 
 def _weight(mask: Tensor, size: tuple[int, ...], feather: int) -> Tensor:
-    """How much of the edited image each pixel shows, (M, H, W) in 0..1: falling by 1 / (feather + 1) per pixel."""
+    """`soft_edge` of a mask of any size, on an image of a size."""
     if tuple(mask.shape[1:]) != size:
         check_aspect(mask, (size[0] // CELL, size[1] // CELL), "mask")
         mask = resize(mask, (size[0], size[1]), "any")
-    return (feather + 1 - distance(mask)).clamp(min=0) / (feather + 1)
+    return soft_edge(mask, feather)

@@ -124,6 +124,7 @@ class _DemoModel(comfy.supported_models.SD15):
     """Stable Diffusion 1.x for the host, with the demo model's heads instead of eight per block."""
 
     unet_extra_config: ClassVar[dict[str, Any]] = {}
+    picture_side = 128
 
 
 class _DemoVAE(comfy.sd.VAE):

@@ -65,6 +65,7 @@ class DemoTransformer(comfy.supported_models.FluxSchnell):
     latent_format = comfy.latent_formats.SD15
     sampling_settings: ClassVar[dict[str, Any]] = {"multiplier": 1.0, "shift": SHIFT}
     unet_extra_config: ClassVar[dict[str, Any]] = {}
+    picture_side = 128
 
 
 def is_transformer(path: Path) -> bool:
