@@ -15,8 +15,8 @@ def picture_size(model: Any) -> tuple[int, int]:
     """Side and multiple, in pixels, of the pictures of a host MODEL.
 
     The side is that of the square which the model was trained on; a picture of another shape has its area. Both sides
-    of a picture are multiples of the second number, so that every layer halves them evenly. A model's configuration
-    may say its own side as `picture_side`, as the demo model's does.
+    of a picture are multiples of the second number, so that every layer halves them evenly. The class of a
+    model's configuration may say its own side as `picture_side`, as the demo model's does.
 
     Raises:
         ValueError: the model's architecture is not known, see `family_of`.
@@ -27,4 +27,4 @@ def picture_size(model: Any) -> tuple[int, int]:
     if family.name == SD2.name and prediction_of(model) == "v":
         side = _SD2_V_SIDE
     multiple = cell * max(layer.scale for layer in family.whole.layers)
-    return getattr(model.model.model_config, "picture_side", side), multiple
+    return getattr(type(model.model.model_config), "picture_side", side), multiple

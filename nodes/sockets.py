@@ -13,6 +13,7 @@ MapsSocket = io.Custom("AEDIT_MAPS")
 CurveSocket = io.Custom("AEDIT_CURVE")
 BesideSocket = io.Custom("AEDIT_BESIDE")
 """Images that a method samples beside the edit, see `engine.branches`."""
+PhotoSocket = io.Custom("AEDIT_PHOTO")
 CATEGORY = "attention edit"
 ALL_SIZES, NO_SIZE = "all", "none"
 MAP_SIZES = ["quarter", "half", "full", "eighth", ALL_SIZES]
