@@ -76,19 +76,20 @@ def with_context(box: Box, wanted: FittedSize, size: tuple[int, int]) -> Box:
 def fitted_size(region: Box, side: int, multiple: int) -> tuple[int, int]:
     """(h, w) of a picture that shows a region: as near as can be to its proportions and to the area of side².
 
-    The nearest is where log(shown area / region's area) + |log(h w / side²)| is least: what is shown beside the
-    region counts as much as a size that the model does not know.
+    The nearest is where log(shown area / region's area) + |log(h w / side²)| / 2 is least: what is shown beside the
+    region, which may be beyond the photograph's border, counts twice as much as a size that the model knows less.
     """
     area, least = side * side, max(1, round(side / LONGEST / multiple)) * multiple
+    most = max(least, LONGEST * side)
     sizes: set[tuple[int, int]] = set()
-    for h in range(least, max(least, LONGEST * side) + 1, multiple):
-        w = max(least, area // h // multiple * multiple)
-        sizes |= {(h, w), (h, w + multiple)}
+    for h in range(least, most + 1, multiple):
+        below = max(least, area // h // multiple * multiple)
+        sizes |= {(h, w) for w in (below, below + multiple) if w <= most}
 
     def cost(size: tuple[int, int]) -> tuple[float, tuple[int, int]]:
         scale = min(size[0] / region.height, size[1] / region.width)
         shown = size[0] * size[1] / (scale * scale * region.height * region.width)
-        return round(math.log(shown) + abs(math.log(size[0] * size[1] / area)), 9), size
+        return round(math.log(shown) + abs(math.log(size[0] * size[1] / area)) / 2, 9), size
 
     return min(sizes, key=cost)
 

@@ -19,8 +19,9 @@ environment in your cache folder; your ComfyUI stays as it is."""
 
 EPILOGUE = """your own picture:
   python demo --image photo.png --mask mask.png --prompt "a blue square" --checkpoint model.safetensors
-  The mask is white where the object is. Without --mask the transparent part of the image is the mask, which is
-  what the mask editor of ComfyUI saves. The bundled model knows coloured shapes only, so give a checkpoint."""
+  The result is the whole photograph, of any size; what is not edited keeps its very pixels. The mask is white where
+  the object is. Without --mask the transparent part of the image is the mask, which is what the mask editor of
+  ComfyUI saves. The bundled model knows coloured shapes only, so give a checkpoint."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--output", type=Path, default=Path("attention-edit-demo"), help="folder of the pictures")
+    made.add_argument(
+        "--output", type=Path, default=Path("attention-edit-demo"), help="each run makes a new folder in this one"
+    )
     made.add_argument("--scenes", type=int, default=8, metavar="N", help="scenes per task for the scores (8)")
     made.add_argument("--no-scores", action="store_true", help="pictures only")
     made.add_argument("--serve", action="store_true", help="open the first workflow in ComfyUI and stay")
@@ -44,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--prompt", help="what the masked place shall show")
     own.add_argument("--task", choices=list(WORKFLOWS), default="replace")
     own.add_argument("--checkpoint", help="an SD1.x, SD2.x or SDXL file: a path, or a name in your ComfyUI")
-    own.add_argument("--size", type=int, help="longest side in pixels (128; 512 with --checkpoint)")
+    own.add_argument("--size", type=int, help="pixels: the edit is drawn at the area of this square (the model's own)")
     own.add_argument("--steps", type=int, help="DDIM steps (as in the workflow; 50 with --checkpoint)")
     own.add_argument("--guidance", type=float, help="guidance scale (as in the workflow; 7.5 with --checkpoint)")
     return made

@@ -1,4 +1,4 @@
-"""A user's own picture in a shipped workflow: prepared, uploaded, and put in the place of the demo nodes."""
+"""A user's own picture in a shipped workflow: checked, fitted to the model, and put in the place of the demo nodes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 from show.workflow_file import Prompt, find_node
 
-CELL = 64
-"""Sides are multiples of this many pixels, so that every layer of the UNet halves them evenly."""
 HALF = 128
 """Where gray begins to count as white."""
 HOW_TO_MASK = (
@@ -63,18 +61,8 @@ def _mask_of(image: Image.Image, path: Path | None) -> Image.Image:
     return mask
 
 
-def _fit(width: int, height: int, longest: int) -> tuple[int, int]:
-    """The size nearest to the same proportions with sides that are multiples of CELL."""
-    scale = longest / max(width, height)
-
-    def side(length: int) -> int:
-        return max(CELL, round(length * scale / CELL) * CELL)
-
-    return side(width), side(height)
-
-
-def prepare(image: Path, mask: Path | None, longest: int, checkpoint: str | None) -> OwnPicture:
-    """Read, check and resize an own image and its mask.
+def prepare(image: Path, mask: Path | None, checkpoint: str | None) -> OwnPicture:
+    """Read and check an own image and its mask, which keep all their pixels and greys.
 
     Raises:
         PictureError: not a picture, no mask, or a mask that selects nothing or everything.
@@ -83,12 +71,9 @@ def prepare(image: Path, mask: Path | None, longest: int, checkpoint: str | None
     selected = _mask_of(picture, mask)
     # Masked pixels of a file from the mask editor keep their colours under the transparency.
     colours = picture.convert("RGBA").convert("RGB") if "A" in picture.getbands() else picture.convert("RGB")
-    size = _fit(picture.width, picture.height, longest)
-    # The proportions may change by half a cell; cut, so that nothing is stretched.
-    fitted = ImageOps.fit(colours, size, Image.Resampling.LANCZOS)
-    cut = ImageOps.fit(selected, size, Image.Resampling.BILINEAR)
-    two_levels = [0] * HALF + [255] * HALF
-    return OwnPicture(fitted, cut.point(two_levels), checkpoint)
+    if selected.size != colours.size:
+        selected = selected.resize(colours.size, Image.Resampling.BILINEAR)
+    return OwnPicture(colours, selected, checkpoint)
 
 
 def find_checkpoint(given: str, host: Path) -> Path:
@@ -123,21 +108,39 @@ def link_checkpoint(path: Path, base: Path) -> str:
     return path.name
 
 
-def put_in(prompt: Prompt, image_name: str, mask_name: str, checkpoint: str | None) -> Prompt:
-    """Replace, in place, the demo nodes of an API prompt by the host's loaders of uploaded files."""
-    scene = find_node(prompt, "AttnEditDemoScene")
+def put_in(prompt: Prompt, image_name: str, mask_name: str, checkpoint: str | None, size: int = 0) -> Prompt:
+    """Replace, in place, the demo nodes of an API prompt by the host's loaders of uploaded files, fitted to the model.
+
+    The edit goes back into the full photograph, through what Edit Masks says may change.
+
+    Args:
+        checkpoint: its name, or None for the demo model.
+        size: Fit Photo's; 0 is the model's own.
+    """
+    scene, model, masks = (find_node(prompt, f"AttnEdit{kind}") for kind in ("DemoScene", "DemoModel", "Masks"))
     del prompt[scene]
-    image: dict[str, Any] = {"class_type": "LoadImage", "inputs": {"image": image_name}}
-    mask: dict[str, Any] = {"class_type": "LoadImageMask", "inputs": {"image": mask_name, "channel": "red"}}
-    prompt["own_image"] = {**image, "_meta": {"title": "Load Image"}}
-    prompt["own_mask"] = {**mask, "_meta": {"title": "Load Mask"}}
-    replaced = {0: ["own_image", 0], 1: ["own_mask", 0]}
+    whole = prompt[masks]["inputs"]["task"] == "change the background"
+    added: dict[str, tuple[str, dict[str, Any]]] = {
+        "own_image": ("LoadImage", {"image": image_name}),
+        "own_mask": ("LoadImageMask", {"image": mask_name, "channel": "red"}),
+        "fit": (
+            "AttnEditFitPhoto",
+            {"image": ["own_image", 0], "mask": ["own_mask", 0], "model": [model, 0], "context": 0.5, "zoom": 2.0}
+            | {"area": "whole picture" if whole else "around the mask", "size": size, "multiple": 0},
+        ),
+    }
     for entry in prompt.values():
         for name, value in entry["inputs"].items():
             if isinstance(value, list) and value[0] == scene:
-                entry["inputs"][name] = replaced[value[1]]
+                entry["inputs"][name] = ["fit", value[1]]
+    after = prompt[find_node(prompt, "After")]["inputs"]
+    edited = {"edited": after["images"], "photo": ["fit", 2], "mask": [masks, 0], "feather": 8}
+    added["paste"] = ("AttnEditPastePhoto", edited)
+    after["images"] = ["paste", 0]
+    prompt[find_node(prompt, "Before")]["inputs"]["images"] = ["own_image", 0]
+    for name, (kind, inputs) in added.items():
+        prompt[name] = {"class_type": kind, "inputs": inputs, "_meta": {"title": name.replace("_", " ").title()}}
     if checkpoint is not None:
-        model = prompt[find_node(prompt, "AttnEditDemoModel")]
         # The loader's outputs are in the order of the demo node's: model, clip, vae.
-        model.update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": checkpoint})
+        prompt[model].update(class_type="CheckpointLoaderSimple", inputs={"ckpt_name": checkpoint})
     return prompt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -144,15 +145,15 @@ def run_shipped(server: ComfyServer, output: Path) -> list[Run]:
 
 
 def run_own(server: ComfyServer, chosen: argparse.Namespace, picture: own_picture.OwnPicture) -> Path:
-    """Edit the user's own picture; returns the sheet's path. The result itself is saved beside it."""
+    """Edit the user's own picture; returns the path of the full photograph, edited. A sheet is saved beside it."""
     name = command_line.WORKFLOWS[chosen.task]
     prompt, _ = load(server, name)
     uploaded = []
-    for part, image in (("image", picture.image), ("mask", picture.mask)):
-        path = chosen.output / f"{chosen.image.stem} {part}.png"
+    for part, image in (("before", picture.image), ("mask", picture.mask)):
+        path = chosen.output / f"{part}.png"
         image.save(path)
         uploaded.append(server.upload(path, f"attention-edit-{part}.png"))
-    own_picture.put_in(prompt, uploaded[0], uploaded[1], picture.checkpoint)
+    own_picture.put_in(prompt, uploaded[0], uploaded[1], picture.checkpoint, chosen.size or 0)
     if chosen.prompt is not None and chosen.task != "remove":
         override(prompt, "Edit Prompt", text=chosen.prompt)
     # The workflows' own numbers suit the demo model, the papers' a real one.
@@ -164,10 +165,18 @@ def run_own(server: ComfyServer, chosen: argparse.Namespace, picture: own_pictur
         guider = next(kind for kind in ("KSampler", "CFGGuider") if _has(prompt, kind))
         override(prompt, guider, cfg=guidance)
     made = run(server, name, prompt)
-    made.images["after"].save(chosen.output / f"{chosen.image.stem} after.png")
-    path = chosen.output / f"{chosen.image.stem} sheet.png"
-    sheets.sheet(made.images, made.title).save(path)
+    path = chosen.output / "after.png"
+    made.images["after"].save(path)
+    sheets.sheet(made.images, made.title).save(chosen.output / "sheet.png")
     return path
+
+
+def new_folder(output: Path, name: str) -> Path:
+    """A folder for the files of one run alone: `name`, or `name 2` and so on where there is one."""
+    names = (name if count == 1 else f"{name} {count}" for count in itertools.count(1))
+    folder = next(folder for folder in (output / each for each in names) if not folder.exists())
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _has(prompt: Prompt, kind: str) -> bool:
@@ -223,17 +232,16 @@ def demo(chosen: argparse.Namespace) -> int:
         name = None
         if chosen.checkpoint is not None:
             name = own_picture.link_checkpoint(own_picture.find_checkpoint(chosen.checkpoint, host), base)
-        size = chosen.size or (128 if name is None else 512)
-        picture = own_picture.prepare(chosen.image, chosen.mask, size, name)
-    chosen.output = chosen.output.expanduser().absolute()
+        picture = own_picture.prepare(chosen.image, chosen.mask, name)
     if not chosen.serve:
-        chosen.output.mkdir(parents=True, exist_ok=True)
+        name = "workflows" if picture is None else f"{chosen.image.stem} {chosen.task}"
+        chosen.output = new_folder(chosen.output.expanduser().absolute(), name)
     say("starting ComfyUI")
     with ComfyServer(Path(sys.executable), host, base) as server:
         if chosen.serve:
             serve(server)
         if picture is not None:
-            say(f"Result: {run_own(server, chosen, picture)}")
+            say(f"Your photograph, edited: {run_own(server, chosen, picture)}")
             return 0
         runs = run_shipped(server, chosen.output)
     if chosen.thumbnails:

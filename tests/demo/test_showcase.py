@@ -9,7 +9,7 @@ import pytest
 import torch
 from bundle import world
 from machine.prompt_result import ServerError
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from scenes import expected
 from show import options, own_picture, sheets, showcase
 from show.own_picture import PictureError
@@ -60,15 +60,20 @@ def test_a_removal_needs_no_prompt(photo: Path) -> None:
     assert options.parse(["--image", str(photo), "--task", "remove"]).prompt is None
 
 
-def test_own_picture_from_a_mask_file(photo: Path, mask: Path) -> None:
-    """Sides become multiples of 64 near the wanted size, the mask black and white, in the same place."""
-    made = own_picture.prepare(photo, mask, 128, None)
-    assert made.image.size == made.mask.size == (128, 64)
-    assert sum(made.mask.histogram()[1:255]) == 0
-    left, top, right, bottom = made.mask.getbbox() or (0, 0, 0, 0)
-    # 128/100 across; the height is cut from 60 to 50 rows, 5 at the top.
-    wanted = [side * 1.28 for side in (BOX[0], BOX[1] - 5, BOX[2] + 1, BOX[3] + 1 - 5)]
-    assert all(abs(a - b) <= 1.5 for a, b in zip((left, top, right, bottom), wanted, strict=True))
+def test_own_picture_from_a_mask_file(photo: Path, mask: Path, tmp_path: Path) -> None:
+    """All pixels are kept; a mask of another size is brought to the picture's."""
+    made = own_picture.prepare(photo, mask, None)
+    assert made.image.tobytes() == Image.open(photo).tobytes()
+    assert made.mask.tobytes() == Image.open(mask).tobytes()
+    Image.open(mask).resize((50, 30)).save(tmp_path / "small.png")
+    assert own_picture.prepare(photo, tmp_path / "small.png", None).mask.size == (100, 60)
+
+
+def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """So that nothing in it is of an earlier run."""
+    made = [showcase.new_folder(tmp_path / "out", "photo replace") for _ in range(3)]
+    assert [folder.name for folder in made] == ["photo replace", "photo replace 2", "photo replace 3"]
+    assert all(folder.is_dir() for folder in made)
 
 
 def test_own_picture_from_the_mask_editor(photo: Path, mask: Path, tmp_path: Path) -> None:
@@ -76,25 +81,25 @@ def test_own_picture_from_the_mask_editor(photo: Path, mask: Path, tmp_path: Pat
     edited = Image.open(photo).convert("RGBA")
     edited.putalpha(Image.eval(Image.open(mask), lambda value: 255 - value))
     edited.save(tmp_path / "edited.png")
-    by_alpha = own_picture.prepare(tmp_path / "edited.png", None, 128, None)
-    by_file = own_picture.prepare(photo, mask, 128, None)
+    by_alpha = own_picture.prepare(tmp_path / "edited.png", None, None)
+    by_file = own_picture.prepare(photo, mask, None)
     assert by_alpha.mask.tobytes() == by_file.mask.tobytes()
     assert by_alpha.image.tobytes() == by_file.image.tobytes()
 
 
 def test_bad_pictures(photo: Path, tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"no transparency\. Give --mask .* mask editor"):
-        own_picture.prepare(photo, None, 128, None)
+        own_picture.prepare(photo, None, None)
     for colour, which in ((0, "nothing"), (255, "everything")):
         Image.new("L", (100, 60), colour).save(tmp_path / "flat.png")
         with pytest.raises(PictureError, match=f"selects {which}"):
-            own_picture.prepare(photo, tmp_path / "flat.png", 128, None)
+            own_picture.prepare(photo, tmp_path / "flat.png", None)
     Image.new("L", (60, 60)).save(tmp_path / "square.png")
     with pytest.raises(PictureError, match="same proportions"):
-        own_picture.prepare(photo, tmp_path / "square.png", 128, None)
+        own_picture.prepare(photo, tmp_path / "square.png", None)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(PictureError, match="not a picture"):
-        own_picture.prepare(tmp_path / "text.png", None, 128, None)
+        own_picture.prepare(tmp_path / "text.png", None, None)
 
 
 def test_checkpoints(tmp_path: Path) -> None:
@@ -178,11 +183,17 @@ def test_runs_a_workflow_and_keeps_its_columns(server: ComfyServer, capsys: pyte
 def test_edits_an_own_picture(task: str, server: ComfyServer, photo: Path, mask: Path, tmp_path: Path) -> None:
     given = ["--image", str(photo), "--mask", str(mask), "--prompt", "a blue square", "--task", task]
     chosen = options.parse([*given, "--steps", "4", "--guidance", "2", "--output", str(tmp_path)])
-    picture = own_picture.prepare(photo, mask, 128, None)
-    sheet = showcase.run_own(server, chosen, picture)
-    assert sheet.is_file()
-    with Image.open(tmp_path / "photo after.png") as after:
-        assert after.size == (128, 64)
+    picture = own_picture.prepare(photo, mask, None)
+    path = showcase.run_own(server, chosen, picture)
+    assert path == tmp_path / "after.png" and (tmp_path / "sheet.png").is_file()
+    with Image.open(path) as after:
+        differs = ImageChops.difference(after.convert("RGB"), picture.image).convert("L")
+    assert differs.size == (100, 60) and differs.getbbox() is not None
+    if task not in ("background", "remove"):
+        left, top, right, _ = differs.getbbox() or (0, 0, 0, 0)
+        # Half of the dilation, 0.3 of the object's size, and a feather of 8 fitted pixels that are smaller than these.
+        reach = round((31 * 21) ** 0.5 * 0.3 / 2) + 8 + 2
+        assert left >= BOX[0] - reach and right <= BOX[2] + reach and top >= BOX[1] - reach
     history: dict[str, Any] = server.get("/history?max_items=1")
     inputs = {entry["class_type"]: entry["inputs"] for entry in next(iter(history.values()))["prompt"][2].values()}
     assert "AttnEditDemoScene" not in inputs
