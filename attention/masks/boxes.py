@@ -83,8 +83,8 @@ def fitted_size(region: Box, side: int, multiple: int) -> tuple[int, int]:
     most = max(least, LONGEST * side)
     sizes: set[tuple[int, int]] = set()
     for h in range(least, most + 1, multiple):
-        below = max(least, area // h // multiple * multiple)
-        sizes |= {(h, w) for w in (below, below + multiple) if w <= most}
+        near = max(least, area // h // multiple * multiple)
+        sizes |= {(h, w) for w in (near - multiple, near, near + multiple) if least <= w <= most}
 
     def cost(size: tuple[int, int]) -> tuple[float, tuple[int, int]]:
         scale = min(size[0] / region.height, size[1] / region.width)

@@ -234,8 +234,8 @@ def demo(chosen: argparse.Namespace) -> int:
             name = own_picture.link_checkpoint(own_picture.find_checkpoint(chosen.checkpoint, host), base)
         picture = own_picture.prepare(chosen.image, chosen.mask, name)
     if not chosen.serve:
-        name = "workflows" if picture is None else f"{chosen.image.stem} {chosen.task}"
-        chosen.output = new_folder(chosen.output.expanduser().absolute(), name)
+        title = "workflows" if chosen.image is None else f"{chosen.image.stem} {chosen.task}"
+        chosen.output = new_folder(chosen.output.expanduser().absolute(), title)
     say("starting ComfyUI")
     with ComfyServer(Path(sys.executable), host, base) as server:
         if chosen.serve:

@@ -209,8 +209,9 @@ def test_a_checkpoint_takes_the_demo_models_place(server: ComfyServer) -> None:
     assert prompt[model]["inputs"] == {"ckpt_name": "mine.safetensors"}
     loader = server.object_info()[prompt[model]["class_type"]]
     assert loader["output"] == ["MODEL", "CLIP", "VAE"] == server.object_info()["AttnEditDemoModel"]["output"]
-    assert prompt[find_node(prompt, "VAEEncode")]["inputs"]["pixels"] == ["own_image", 0]
-    assert prompt[find_node(prompt, "AttnEditMasks")]["inputs"]["mask"] == ["own_mask", 0]
+    assert prompt[find_node(prompt, "VAEEncode")]["inputs"]["pixels"] == ["fit", 0]
+    assert prompt[find_node(prompt, "AttnEditMasks")]["inputs"]["mask"] == ["fit", 1]
+    assert prompt["fit"]["inputs"]["model"] == [model, 0]
     assert prompt[find_node(prompt, "PreviewImage")]["inputs"]["images"] == ["own_image", 0]
 
 
