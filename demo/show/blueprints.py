@@ -137,14 +137,12 @@ class _Inside:
             yield end
 
 
-def _wire(inside: _Inside) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
-    """Number all links of the subgraph anew and write them into its nodes; also the links of each end by its name."""
-    ends: dict[str, list[int]] = {}
-    wires: list[tuple[int, int, int, int, str]] = sorted(
-        (int(x.origin), x.origin_slot, int(x.target), x.target_slot, x.type) for x in inside.links
-    )
+def _wire(inside: _Inside) -> tuple[list[dict[str, Any]], dict[Slot, list[int]]]:
+    """Number all links of the subgraph anew and write them into its nodes; also those of each slot of its two ends."""
+    ends: dict[Slot, list[int]] = {}
+    wires = sorted((int(x.origin), x.origin_slot, int(x.target), x.target_slot, x.type) for x in inside.links)
     for place, end in enumerate(inside.inputs):
-        wires += [(INPUT, place, number, slot, end.type) for number, slot in end.slots]
+        wires += [(INPUT, place, *slot, end.type) for slot in end.slots]
     for place, end in enumerate(inside.outputs):
         wires += [(*end.slots[0], OUTPUT, place, end.type)]
     for node in inside.nodes.values():
@@ -155,11 +153,11 @@ def _wire(inside: _Inside) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
     links = []
     for number, (origin, out, target, into, kind) in enumerate(wires, 1):
         if origin == INPUT:
-            ends.setdefault(inside.inputs[out].name, []).append(number)
+            ends.setdefault((INPUT, out), []).append(number)
         else:
             inside.nodes[origin]["outputs"][out]["links"].append(number)
         if target == OUTPUT:
-            ends.setdefault(inside.outputs[into].name, []).append(number)
+            ends.setdefault((OUTPUT, into), []).append(number)
         else:
             inside.nodes[target]["inputs"][into]["link"] = number
         names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -176,11 +174,11 @@ def _definition(row: Blueprint, inside: _Inside, workflow: Mapping[str, Any]) ->
     right = max(node["pos"][0] + node["size"][0] for node in nodes) + GAP
     subgraph = uuid.uuid5(IDS, row.name)
 
-    def slots(side: str, x: float, found: list[End]) -> list[dict[str, Any]]:
+    def slots(side: int, x: float, found: list[End]) -> list[dict[str, Any]]:
         return [
             {
                 **{"id": str(uuid.uuid5(subgraph, f"{side} {end.name}")), "name": end.name, "type": end.type},
-                **{"linkIds": ends[end.name], "pos": [x, top + ROW * (place + 1)]},
+                **{"linkIds": ends[side, place], "pos": [x, top + ROW * (place + 1)]},
             }
             for place, end in enumerate(found)
         ]
@@ -200,8 +198,8 @@ def _definition(row: Blueprint, inside: _Inside, workflow: Mapping[str, Any]) ->
         **{"category": CATEGORY, "description": row.about},
         "inputNode": {"id": INPUT, "bounding": bounding(left, inside.inputs)},
         "outputNode": {"id": OUTPUT, "bounding": bounding(right, inside.outputs)},
-        "inputs": slots("input", left + WIDTH - ROW, inside.inputs),
-        "outputs": slots("output", right + ROW, inside.outputs),
+        "inputs": slots(INPUT, left + WIDTH - ROW, inside.inputs),
+        "outputs": slots(OUTPUT, right + ROW, inside.outputs),
         **{"widgets": [], "nodes": nodes, "groups": groups, "links": links, "extra": {}},
     }
 
