@@ -24,8 +24,8 @@ from machine.comfy_server import ComfyServer
 from machine.host_source import PACK, PreparationError
 from machine.prompt_result import PromptError, ServerError
 from PIL import Image
+from show import blueprints, own_picture, sheets
 from show import options as command_line
-from show import own_picture, sheets
 from show.workflow_file import Prompt, WorkflowError, find_node, override, read_workflow, to_prompt
 
 WORKFLOWS = PACK / "workflows"
@@ -224,6 +224,10 @@ def scores(chosen: argparse.Namespace) -> int:
 
 def demo(chosen: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
+    if chosen.blueprints:
+        for path in blueprints.write():
+            say(f"wrote subgraphs/{path.name}")
+        return 0
     host = Path(os.environ["ATTENTION_EDIT_HOST"])
     # Two copies of the pack must not share one base directory: each links to its own pack.
     base = base_directory(cache_folder() / f"demo-{hashlib.sha256(str(PACK).encode()).hexdigest()[:8]}")
