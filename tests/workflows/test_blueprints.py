@@ -5,9 +5,11 @@ The graph around it is a user's: a picture, a model, the blueprint, and what sav
 
 from __future__ import annotations
 
+import functools
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,7 +49,7 @@ BEGIN = """async ([scene, viewers]) => {
     add("AttnEditDemoModel");
     for (const viewer of viewers) add(viewer);
 }"""
-PLACED = "() => window.app.graph.nodes.find((node) => node.subgraph && !node.flags.ghost)"
+PLACED = "() => window.app.graph.nodes.some((node) => node.subgraph && !node.flags.ghost)"
 # What a person sees of the blueprint: inputs, outputs, widgets with their values.
 SHOWN = """() => {
     const node = window.app.graph.nodes.find((node) => node.subgraph);
@@ -106,7 +108,8 @@ def meaning(prompt: Prompt, value: Any) -> Any:
 @pytest.fixture(scope="module")
 def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
-    server.post("/settings", {"Comfy.TutorialCompleted": True})
+    # No tutorial over everything, and a chosen node is placed at once, without a further click on the canvas.
+    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.NodeSearchBoxImpl.FollowCursor": False})
     opened.goto(server.url)
     opened.wait_for_function("window.app && window.app.graph && window.app.extensionManager", timeout=WAIT)
     opened.wait_for_function("Object.keys(LiteGraph.registered_node_types).length > 100", timeout=WAIT)
@@ -120,28 +123,45 @@ def place(page: Page, row: Blueprint) -> None:
     words = " ".join(word for word in row.name.lower().split() if word not in LITTLE)
     page.get_by_role("combobox").last.fill(words)
     page.get_by_test_id("result-item").filter(has_text=row.title).first.click(timeout=WAIT)
-    page.mouse.click(800, 500)
     page.wait_for_function(PLACED, timeout=WAIT)
 
 
-def built(page: Page, server: ComfyServer, row: Blueprint) -> tuple[Prompt, dict[str, Any]]:
-    """The flat workflow, and what the front end makes of a user's graph with the blueprint."""
+@dataclass(frozen=True)
+class Graph:
+    """A user's graph with a blueprint: what it shows, and its prompt beside that of the flat workflow."""
+
+    shown: dict[str, Any]
+    flat: Prompt
+    prompt: Prompt
+    nodes: int
+    links: int
+
+
+@pytest.fixture(scope="module")
+def graph_of(page: Page, server: ComfyServer) -> Callable[[Blueprint], Graph]:
+    """Builds the graph of a row, once for all tests."""
+    return functools.cache(functools.partial(build, page, server))
+
+
+def build(page: Page, server: ComfyServer, row: Blueprint) -> Graph:
     flat = flat_of(server, row)
-    scene = flat.get(the(flat, "AttnEditDemoScene"), {})["inputs"] if "photo" in names(row) else {}
+    scene = flat[the(flat, "AttnEditDemoScene")]["inputs"] if "photo" in names(row) else {}
     viewers = [shown.partition(".")[0] for shown in shows(row).values()]
     page.evaluate(BEGIN, [scene, viewers])
     place(page, row)
-    file = blueprints.blueprint(row)
-    widgets = [slot["name"] for slot in file["nodes"][0]["inputs"] if "widget" in slot]
-    promoted = file["nodes"][0]["properties"]["proxyWidgets"]
-    values = {name: flat[node]["inputs"][inner] for name, (node, inner) in zip(widgets, promoted, strict=True)}
+    shown = page.evaluate(SHOWN)
+    (node,) = blueprints.blueprint(row)["nodes"]
+    widgets = [slot["name"] for slot in node["inputs"] if "widget" in slot]
+    promoted = zip(widgets, node["properties"]["proxyWidgets"], strict=True)
+    values = {name: flat[inside]["inputs"][inner] for name, (inside, inner) in promoted}
     sources = {
         name: [kind, slot]
         for kind, outputs in blueprints.OUTSIDE.items()
         for slot, name in outputs.items()
         if name in names(row)
     }
-    return flat, page.evaluate(FINISH, [sources, values, viewers])
+    made = page.evaluate(FINISH, [sources, values, viewers])
+    return Graph(shown, flat, made["output"], made["nodes"], made["links"])
 
 
 def names(row: Blueprint) -> list[str]:
@@ -206,43 +226,45 @@ def test_the_server_lists_them(server: ComfyServer) -> None:
 
 @pytest.mark.browser
 @every_row
-def test_gives_the_server_what_its_workflow_gives(row: Blueprint, page: Page, server: ComfyServer) -> None:
-    """Placed by a search for its task, in a graph of few nodes and links, with the same values as the workflow's."""
-    flat, ours = built(page, server, row)
-    assert ours["nodes"] <= MOST_NODES and ours["links"] <= MOST_LINKS
-    for name, shown in shows(row).items():
-        kind, _, slot = shown.partition(".")
-        of_ours = ours["output"][the(ours["output"], kind)]["inputs"][slot]
-        original, _, slot = row.shows[name].partition(".")
-        assert meaning(ours["output"], of_ours) == meaning(flat, flat[the(flat, original)]["inputs"][slot]), name
-
-
-@pytest.mark.browser
-@every_row
-def test_shows_a_person_the_named_inputs(row: Blueprint, page: Page) -> None:
-    """Sockets, outputs and widgets by their names, with the papers' values, and the inside to be edited."""
-    page.evaluate(BEGIN, [{}, []])
-    place(page, row)
-    shown, inner = page.evaluate(SHOWN), subgraph_of(row)
-    sockets = [slot["name"] for slot in inner["inputs"] if slot["name"] in blueprints.SOCKETS]
+def test_shows_a_person_the_named_inputs(row: Blueprint, graph_of: Callable[[Blueprint], Graph]) -> None:
+    """Found by its task's words: sockets and widgets by their names, the papers' values, the inside to be edited."""
+    shown, inner = graph_of(row).shown, subgraph_of(row)
     settings = [setting.rpartition(".")[2] for setting in row.settings]
     assert shown["title"] == row.title
-    assert shown["inputs"] == sockets
+    assert shown["inputs"] == [name for name in blueprints.SOCKETS if name in names(row)]
     assert shown["outputs"] == [slot["name"] for slot in inner["outputs"]]
-    assert list(shown["widgets"]) == [*row.texts, *settings]
-    assert shown["widgets"] == {**row.texts, **{name: blueprints.VALUES[name] for name in settings}}
+    assert list(shown["widgets"].items()) == [
+        *row.texts.items(),
+        *((name, blueprints.VALUES[name]) for name in settings),
+    ]
     assert sorted(shown["inside"]) == sorted(node["type"] for node in inner["nodes"])
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", RUN)
-def test_draws_the_very_picture_of_its_workflow(name: str, page: Page, server: ComfyServer) -> None:
-    row = next(row for row in ROWS if row.workflow == name)
-    flat, ours = built(page, server, row)
+@every_row
+def test_gives_the_server_what_its_workflow_gives(row: Blueprint, graph_of: Callable[[Blueprint], Graph]) -> None:
+    """A graph of few nodes and links; with the workflow's values in its widgets, the server gets the same."""
+    graph = graph_of(row)
+    assert graph.nodes <= MOST_NODES and graph.links <= MOST_LINKS
+    for name, shown in shows(row).items():
+        assert shown_at(graph.prompt, shown) == shown_at(graph.flat, row.shows[name]), name
+
+
+def shown_at(prompt: Prompt, where: str) -> Any:
+    """The meaning of "Type.input"."""
+    kind, _, slot = where.partition(".")
+    return meaning(prompt, prompt[the(prompt, kind)]["inputs"][slot])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("row", [row for row in ROWS if row.workflow in RUN], ids=lambda row: row.name)
+def test_draws_the_very_picture_of_its_workflow(
+    row: Blueprint, graph_of: Callable[[Blueprint], Graph], server: ComfyServer
+) -> None:
     pictures = []
-    for prompt in (flat, ours["output"]):
+    for prompt in (graph_of(row).flat, graph_of(row).prompt):
         server.post("/free", {"unload_models": True, "free_memory": True})
         done = server.run(prompt)
-        assert the(prompt, "KSampler") in done.executed
+        assert the(prompt, "KSampler") in done.executed, "the server had it already"
         pictures.append(picture(server.fetch(done.images(the(prompt, "SaveImage"))[0])))
     assert torch.equal(*pictures)
