@@ -21,7 +21,13 @@ class ExactBackgroundNode(io.ComfyNode):
             category=f"{CATEGORY}/masks",
             description="Keeps the image outside the changed mask as it was, up to what the VAE itself loses, by "
             "blending in the source's own trajectory at every step. Goes with any sampler and any edit.",
-            search_aliases=["latent blending", "local blend", "keep background", "blended diffusion"],
+            search_aliases=[
+                "latent blending",
+                "local blend",
+                "keep background",
+                "blended diffusion",
+                "preserve background",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

@@ -24,7 +24,14 @@ class CompositeNode(io.ComfyNode):
             category=f"{CATEGORY}/masks",
             description="Puts the edited image over the original inside the changed mask and fades it out around it. "
             "Everything further away is the original, bit for bit: what the VAE loses and mixes never shows there.",
-            search_aliases=["paste back", "image composite masked", "feather mask", "exact pixels", "stitch"],
+            search_aliases=[
+                "paste back",
+                "image composite masked",
+                "feather mask",
+                "exact pixels",
+                "stitch",
+                "keep background",
+            ],
             inputs=[
                 # First, so that it is what a bypassed node hands on; the front end finds inputs of files by name.
                 io.Image.Input("edited", tooltip="The edit's result, from VAE Decode."),

@@ -18,7 +18,7 @@ class CPAMNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditCPAM",
-            display_name="CPAM",
+            display_name="Edit Object (CPAM)",
             category=f"{CATEGORY}/methods",
             description="Context-Preserving Adaptive Manipulation: edits what the masks select and keeps the rest, by "
             "letting kept pixels attend to the source image and hiding the prompt from them. No caption needed.",
@@ -28,6 +28,14 @@ class CPAMNode(io.ComfyNode):
                 "localized extraction",
                 "object removal",
                 "recolor",
+                "edit photo",
+                "inpaint",
+                "replace object",
+                "recolour",
+                "remove object",
+                "erase",
+                "change background",
+                "add object",
             ],
             inputs=[
                 model_input(),

@@ -60,11 +60,19 @@ class DiffMaskNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditDiffMask",
-            display_name="Difference Mask",
+            display_name="Difference Mask (DiffEdit)",
             category=f"{CATEGORY}/masks",
             description="Proposes a mask without drawing: noises the image, asks the model what it sees with either "
             "prompt, and selects where the answers differ.",
-            search_aliases=["diffedit", "automatic mask", "mask proposal", "text to mask", "noise difference"],
+            search_aliases=[
+                "diffedit",
+                "automatic mask",
+                "mask proposal",
+                "text to mask",
+                "noise difference",
+                "mask from text",
+                "segment change",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model without edits."),
                 io.Latent.Input("latent", tooltip="The image, from VAE Encode."),

@@ -66,7 +66,7 @@ class DPLNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditDPL",
-            display_name="Dynamic Prompt Learning",
+            display_name="Learn Nouns (Dynamic Prompt Learning)",
             category=f"{CATEGORY}/inversion",
             description="Learns the nouns of the caption anew for every step, so that each looks at its own object and "
             "not at others or the background, and a null text with them. For pictures of several alike objects. Slow "
@@ -135,6 +135,7 @@ class BackgroundMaskNode(io.ComfyNode):
                 "dpl background",
                 "segmentation",
                 "remove background",
+                "mask from text",
             ],
             inputs=[
                 io.Model.Input("model", tooltip=UNEDITED),

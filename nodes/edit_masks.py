@@ -21,7 +21,14 @@ class EditMasksNode(io.ComfyNode):
             category=f"{CATEGORY}/masks",
             description="Says what is to be edited: from one mask of the object it makes the source and target masks "
             "that the task needs.",
-            search_aliases=["mask guidance", "cpam masks", "object removal mask"],
+            search_aliases=[
+                "mask guidance",
+                "cpam masks",
+                "object removal mask",
+                "inpaint mask",
+                "erase",
+                "background mask",
+            ],
             inputs=[
                 io.Mask.Input(
                     "mask",

@@ -17,11 +17,20 @@ class EmbCtrlNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditEmbCtrl",
-            display_name="EmbCtrl",
+            display_name="Change Colour or Material (EmbCtrl)",
             category=f"{CATEGORY}/prompt",
             description="Exchanges the text embeddings of the changed words only, and keeps the source's for all "
             "others: the simplest edit of colour or material, by the prompt alone.",
-            search_aliases=["embctrl", "embedding edit", "masafusion", "context embedding", "token swap"],
+            search_aliases=[
+                "embctrl",
+                "embedding edit",
+                "masafusion",
+                "context embedding",
+                "token swap",
+                "recolour",
+                "recolor",
+                "change material",
+            ],
             inputs=[
                 source_prompt_input(),
                 io.Conditioning.Input("source", tooltip="The source's conditioning, from the same Prompt with Words."),

@@ -26,11 +26,20 @@ class FPENode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditFPE",
-            display_name="FPE",
+            display_name="Keep Structure (FPE)",
             category=f"{CATEGORY}/methods",
             description="Free-Prompt-Editing: keeps the image's structure and lets the prompt say what everything is. "
             "It takes the source's self-attention maps and nothing else, so it needs neither a mask nor a caption.",
-            search_aliases=["fpe", "free prompt editing", "self-attention map replacement", "structure preserving"],
+            search_aliases=[
+                "fpe",
+                "free prompt editing",
+                "self-attention map replacement",
+                "structure preserving",
+                "edit photo",
+                "keep composition",
+                "replace",
+                "change style",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

@@ -46,6 +46,9 @@ class InvertNode(io.ComfyNode):
                 "direct inversion",
                 "ddim inverse",
                 "cpam inversion",
+                "edit photo",
+                "photo to noise",
+                "real image editing",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model without edits (LoRAs are fine)."),

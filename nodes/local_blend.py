@@ -30,11 +30,18 @@ class LocalBlendNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditLocalBlend",
-            display_name="Local Blend",
+            display_name="Keep the Rest by Words (Local Blend)",
             category=f"{CATEGORY}/masks",
             description="Keeps the source wherever the named words do not attend: a background that nobody has to "
             "mask. Put it behind Prompt-to-Prompt; it goes with other edits of captioned sources too.",
-            search_aliases=["local blend", "p2p blend words", "attention mask", "automatic mask", "local edit"],
+            search_aliases=[
+                "local blend",
+                "p2p blend words",
+                "attention mask",
+                "automatic mask",
+                "local edit",
+                "keep background",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

@@ -26,12 +26,22 @@ class MAGNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditMAG",
-            display_name="MAG-Edit",
+            display_name="Edit One of Several (MAG-Edit)",
             category=f"{CATEGORY}/methods",
             description="Mask-Based Attention-Adjusted Guidance: makes words of the prompt appear under a mask, among "
             "several objects, by optimising the latent there. Goes on Prompt-to-Prompt, Plug-and-Play or CPAM, or "
             "alone. Chain several for several words and masks: they are guided together.",
-            search_aliases=["mag-edit", "attention guidance", "local edit", "attend and excite", "gradient guidance"],
+            search_aliases=[
+                "mag-edit",
+                "attention guidance",
+                "local edit",
+                "attend and excite",
+                "gradient guidance",
+                "edit part",
+                "replace one object",
+                "recolour",
+                "recolor",
+            ],
             inputs=[
                 model_input(),
                 PromptSocket.Input(
@@ -43,27 +53,7 @@ class MAGNode(io.ComfyNode):
                     default="",
                     tooltip="New words of the target prompt that shall appear under the mask, separated by commas.",
                 ),
-                io.Combo.Input(
-                    "constraint",
-                    options=list(CONSTRAINTS),
-                    tooltip="Token ratio keeps the structure: colours and textures. Spatial ratio is stronger: shapes.",
-                ),
-                io.Combo.Input(
-                    "preset",
-                    options=[*PRESETS, CUSTOM],
-                    default=PUBLISHED,
-                    tooltip="As published: 15 iterations in the first half. Early stop: at most 5, and none once they "
-                    "raise the words' attention by less than 1 %. Custom: iterations, start, end and gain below; the "
-                    "others do not use them.",
-                ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    tooltip="Share of the guidance beside other MAG-Edit nodes on this model; alone it has no effect.",
-                ),
+                *_constraint_inputs(),
                 *_effort_inputs(),
                 *_published_inputs(),
                 *_optional_inputs(),
@@ -115,6 +105,33 @@ class MAGNode(io.ComfyNode):
             **effort,
         )
         return io.NodeOutput(add_guidance(model, part, inversion), curve)
+
+
+def _constraint_inputs() -> list[io.Input]:
+    """What is asked of the words' attention, how eagerly, and how much beside others."""
+    return [
+        io.Combo.Input(
+            "constraint",
+            options=list(CONSTRAINTS),
+            tooltip="Token ratio keeps the structure: colours and textures. Spatial ratio is stronger: shapes.",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=[*PRESETS, CUSTOM],
+            default=PUBLISHED,
+            tooltip="As published: 15 iterations in the first half. Early stop: at most 5, and none once they "
+            "raise the words' attention by less than 1 %. Custom: iterations, start, end and gain below; the "
+            "others do not use them.",
+        ),
+        io.Float.Input(
+            "weight",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            tooltip="Share of the guidance beside other MAG-Edit nodes on this model; alone it has no effect.",
+        ),
+    ]
 
 
 def _effort_inputs() -> list[io.Input]:

@@ -86,7 +86,7 @@ class SelfMapsNode(io.ComfyNode):
             category=f"{CATEGORY}/attention maps",
             description="Cuts the image into regions whose pixels look at the same places, names them by words of the "
             "prompt, and says which are background.",
-            search_aliases=["self attention", "segmentation", "k-means", "pca", "background mask", "dpl"],
+            search_aliases=["self attention", "segmentation", "k-means", "pca", "background mask", "dpl", "segment"],
             is_output_node=True,
             inputs=[
                 *maps_inputs(),

@@ -97,7 +97,16 @@ class MapMaskNode(io.ComfyNode):
             category=f"{CATEGORY}/attention maps",
             description="Makes a mask of what the model sees for words of the prompt, without drawing and without a "
             "segmentation model.",
-            search_aliases=["attention mask", "automatic mask", "text to mask", "segment by word", "otsu"],
+            search_aliases=[
+                "attention mask",
+                "automatic mask",
+                "text to mask",
+                "segment by word",
+                "otsu",
+                "mask from text",
+                "segment",
+                "select object",
+            ],
             inputs=[
                 *maps_inputs(),
                 io.String.Input(

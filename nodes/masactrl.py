@@ -17,7 +17,7 @@ class MasaCtrlNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditMasaCtrl",
-            display_name="MasaCtrl",
+            display_name="Change Pose (MasaCtrl)",
             category=f"{CATEGORY}/methods",
             description="Mutual self-attention: the prompt (or a ControlNet on it) draws a new pose or layout, and "
             "all of its look is read from the source image.",
@@ -27,6 +27,9 @@ class MasaCtrlNode(io.ComfyNode):
                 "change pose",
                 "non-rigid edit",
                 "consistent character",
+                "edit photo",
+                "change action",
+                "character variation",
             ],
             inputs=[
                 model_input(),

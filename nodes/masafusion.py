@@ -26,11 +26,21 @@ class MaSaFusionNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditMaSaFusion",
-            display_name="MaSaFusion",
+            display_name="Draw Another Shape (MaSaFusion)",
             category=f"{CATEGORY}/methods",
             description="Mask-informed fusion: another shape inside the masks, first drawn as an intermediate image by "
             "the prompt and a sketch or pose (T2I-Adapter, ControlNet); outside, the source.",
-            search_aliases=["masafusion", "self-attention fusion", "sketch edit", "change shape", "intermediate image"],
+            search_aliases=[
+                "masafusion",
+                "self-attention fusion",
+                "sketch edit",
+                "change shape",
+                "intermediate image",
+                "replace object",
+                "inpaint",
+                "pose edit",
+                "edit photo",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

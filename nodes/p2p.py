@@ -29,30 +29,27 @@ class P2PNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditP2P",
-            display_name="Prompt-to-Prompt",
+            display_name="Change Words (Prompt-to-Prompt)",
             category=f"{CATEGORY}/methods",
             description="Edits by changing the caption: swap a word, add words, or make a word stronger or weaker. "
             "Words that stay keep their places in the image.",
-            search_aliases=["p2p", "prompt-to-prompt", "word swap", "attention reweighting", "attention refine"],
+            search_aliases=[
+                "p2p",
+                "prompt-to-prompt",
+                "word swap",
+                "attention reweighting",
+                "attention refine",
+                "edit photo",
+                "replace word",
+                "recolour",
+                "recolor",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),
                 source_prompt_input(),
                 target_prompt_input(),
-                io.Combo.Input(
-                    "mode",
-                    options=list(MODES),
-                    default=MODES[0],
-                    tooltip="Swap words one for one, or refine: words are added or taken away. Auto swaps where both "
-                    "prompts have as many words.",
-                ),
-                io.String.Input(
-                    "weights",
-                    default="",
-                    multiline=True,
-                    tooltip="Words of the edit's prompt to strengthen or weaken, one per line: red: 2. Below 1 "
-                    "weakens, below 0 turns away. cat#2 is the second cat.",
-                ),
+                *_word_inputs(),
                 *_window_inputs(),
                 *layers_inputs(),
                 io.String.Input(
@@ -106,6 +103,26 @@ class P2PNode(io.ComfyNode):
         )
         control.check()
         return put(model, control, inversion, one_call)
+
+
+def _word_inputs() -> list[io.Input]:
+    """How words correspond, and how much each counts."""
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            default=MODES[0],
+            tooltip="Swap words one for one, or refine: words are added or taken away. Auto swaps where both "
+            "prompts have as many words.",
+        ),
+        io.String.Input(
+            "weights",
+            default="",
+            multiline=True,
+            tooltip="Words of the edit's prompt to strengthen or weaken, one per line: red: 2. Below 1 "
+            "weakens, below 0 turns away. cat#2 is the second cat.",
+        ),
+    ]
 
 
 def _window_inputs() -> list[io.Input]:

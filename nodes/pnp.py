@@ -17,11 +17,22 @@ class PnPNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditPnP",
-            display_name="Plug-and-Play",
+            display_name="Change Style or Season (Plug-and-Play)",
             category=f"{CATEGORY}/methods",
             description="Plug-and-Play features: keeps layout and shapes and changes what they look like, for style, "
             "material or season. It takes the source's self-attention maps and the features of one residual block.",
-            search_aliases=["pnp", "plug-and-play", "feature injection", "image translation", "style transfer"],
+            search_aliases=[
+                "pnp",
+                "plug-and-play",
+                "feature injection",
+                "image translation",
+                "style transfer",
+                "edit photo",
+                "change style",
+                "season",
+                "weather",
+                "day to night",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

@@ -18,11 +18,18 @@ class ProximalNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditProximal",
-            display_name="Proximal Guidance",
+            display_name="Limit the Change (Proximal Guidance)",
             category=f"{CATEGORY}/methods",
             description="Lets guidance act only where the prompts disagree most, and brings the rest back to the "
             "photograph. Made for Negative-Prompt Inversion: with it the edit keeps far more of the image.",
-            search_aliases=["proxedit", "proximal npi", "proxnpi", "limit guidance"],
+            search_aliases=[
+                "proxedit",
+                "proximal npi",
+                "proxnpi",
+                "limit guidance",
+                "preserve image",
+                "keep background",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

@@ -56,7 +56,13 @@ class RegionPromptsNode(io.ComfyNode):
             category=f"{CATEGORY}/regions",
             description="Lets every region of the image read its own prompt only, in a plain generation or in an edit "
             "of a photograph. Self-attention joins the regions into one picture.",
-            search_aliases=["regional prompting", "multi-text guided synthesis", "attention couple", "cpam regions"],
+            search_aliases=[
+                "regional prompting",
+                "multi-text guided synthesis",
+                "attention couple",
+                "cpam regions",
+                "several prompts",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to draw with. To edit a photograph, put CPAM on it too."),
                 RegionsSocket.Input("regions", tooltip="From the last Region."),

@@ -41,7 +41,14 @@ class EditSetupNode(io.ComfyNode):
             description="The last node before the sampler. Its model starts at the inverted noise and keeps to the "
             "inversion's schedule in any sampler node: KSampler's steps, scheduler and denoise are then not used. "
             "SamplerCustomAdvanced takes noise, sigmas and latent as well.",
-            search_aliases=["inverted noise", "inversion sampler", "edit sampler"],
+            search_aliases=[
+                "inverted noise",
+                "inversion sampler",
+                "edit sampler",
+                "edit photo",
+                "variation",
+                "vary seed",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model with all its edits."),
                 inversion_input(),

@@ -27,11 +27,19 @@ class StyleAlignedNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditStyleAligned",
-            display_name="StyleAligned",
+            display_name="Same Style (StyleAligned)",
             category=f"{CATEGORY}/methods",
             description="Shared attention: the prompt draws what it says in the source's style, since the edit reads "
             "the source's keys and values beside its own.",
-            search_aliases=["stylealigned", "style aligned", "shared attention", "style transfer", "reference only"],
+            search_aliases=[
+                "stylealigned",
+                "style aligned",
+                "shared attention",
+                "style transfer",
+                "reference only",
+                "style reference",
+                "same style variation",
+            ],
             inputs=[
                 model_input(),
                 inversion_input(),

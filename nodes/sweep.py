@@ -28,7 +28,7 @@ class SweepNode(io.ComfyNode):
             category=f"{CATEGORY}/compare",
             description="Runs everything behind it once for each of its values. Connect one of its outputs to the "
             "setting to be tried, and collect the images in Comparison Grid.",
-            search_aliases=["xy plot", "parameter sweep", "grid search", "compare settings", "layer study"],
+            search_aliases=["xy plot", "parameter sweep", "grid search", "compare settings", "layer study", "compare"],
             inputs=[
                 io.String.Input(
                     "values",

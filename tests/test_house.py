@@ -12,7 +12,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from house import PACK, ROOMS, circles, files, functions, imports, paper_name, public_names, texts_of, told, tree
+from house import (
+    PACK,
+    ROOMS,
+    circles,
+    files,
+    functions,
+    imports,
+    in_brackets,
+    paper_name,
+    public_names,
+    texts_of,
+    told,
+    tree,
+)
 
 FLOORS = {
     "host": 0,
@@ -178,8 +191,8 @@ def wanted_of(method: str) -> list[str]:
     if not any(path.with_suffix(".jpg").is_file() for path in shown):
         missing.append(f"add a workflow with {ids[0]}, and its picture, to workflows/")
     rows = [line for line in _text(PACK / "README.md").splitlines() if line.startswith("| ")]
-    if not any(title in row for row in rows for title in titles[:1]):
-        missing.append(f"add a row with {titles[0]} to README.md's table of methods")
+    if not any(in_brackets(titles[0]) in row for row in rows):
+        missing.append(f"add a row with {in_brackets(titles[0])} to README.md's table of methods")
     name, words = paper_name(METHODS[method]), [*titles, *texts_of(node, "search_aliases")]
     if not any(_plain(name) in _plain(found) for found in words):
         missing.append(f"add {name!r}, by which {told(METHODS[method])} calls it, to {ids[0]}'s search_aliases")

@@ -144,3 +144,9 @@ def paper_name(path: Path) -> str:
     """What a method is called by: the first line of its file or folder, up to a colon or bracket."""
     text = ast.get_docstring(tree(path / "__init__.py" if path.is_dir() else path)) or ""
     return re.split(r"[:(]", text)[0].strip()
+
+
+def in_brackets(title: str) -> str:
+    """The method's name in a display name that begins with its task, "Change Pose (MasaCtrl)"; or the whole name."""
+    found = re.search(r"\((.+)\)$", title)
+    return found[1] if found else title
