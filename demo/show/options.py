@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--thumbnails", action="store_true", help="write the pictures of workflows/ and of the README anew"
     )
     made.add_argument("--blueprints", action="store_true", help="write subgraphs/ anew from workflows/")
+    made.add_argument("--locales", action="store_true", help="write locales/en anew from the nodes' own words")
     own = made.add_argument_group("your own picture")
     own.add_argument("--image", type=Path)
     own.add_argument("--mask", type=Path, help="white where the object is")
@@ -69,8 +70,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             if getattr(options, name) is not None:
                 made.error(f"--{name} goes with --image")
         return options
-    if options.serve or options.thumbnails or options.blueprints:
-        made.error("--image does not go with --serve, --thumbnails or --blueprints")
+    if options.serve or options.thumbnails or options.blueprints or options.locales:
+        made.error("--image does not go with --serve, --thumbnails, --blueprints or --locales")
     if options.prompt is None and options.task != "remove":
         made.error('--image needs --prompt, such as --prompt "a blue square" (only --task remove has none)')
     for name in ("image", "mask"):

@@ -24,7 +24,7 @@ from machine.comfy_server import ComfyServer
 from machine.host_source import PACK, PreparationError
 from machine.prompt_result import PromptError, ServerError
 from PIL import Image
-from show import blueprints, own_picture, sheets
+from show import blueprints, locales, own_picture, sheets
 from show import options as command_line
 from show.workflow_file import Prompt, WorkflowError, find_node, override, read_workflow, to_prompt
 
@@ -237,13 +237,17 @@ def demo(chosen: argparse.Namespace) -> int:
         if chosen.checkpoint is not None:
             name = own_picture.link_checkpoint(own_picture.find_checkpoint(chosen.checkpoint, host), base)
         picture = own_picture.prepare(chosen.image, chosen.mask, name)
-    if not chosen.serve:
+    if not (chosen.serve or chosen.locales):
         title = "workflows" if chosen.image is None else f"{chosen.image.stem} {chosen.task}"
         chosen.output = new_folder(chosen.output.expanduser().absolute(), title)
     say("starting ComfyUI")
     with ComfyServer(Path(sys.executable), host, base) as server:
         if chosen.serve:
             serve(server)
+        if chosen.locales:
+            for path in locales.write(server.object_info().values()):
+                say(f"wrote {path.relative_to(PACK)}")
+            return 0
         if picture is not None:
             say(f"Your photograph, edited: {run_own(server, chosen, picture)}")
             return 0

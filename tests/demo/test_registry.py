@@ -39,7 +39,7 @@ PUBLISHED = {
         "host",
         "inversion",
     ),
-    *("js", "nodes", "subgraphs", "workflows"),
+    *("js", "locales", "nodes", "subgraphs", "workflows"),
 }
 """What stands at the top of what the registry publishes; other folders may join, tests and CI may not."""
 INSTALL = """
