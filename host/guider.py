@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -93,6 +94,22 @@ class HostRun:
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         return self.guider(x, x.new_full((len(x),), sigma), self.options, self.seed)
+
+    def denoised_by(self, positive: Any, guidance: float) -> Callable[[Tensor, float], Tensor]:
+        """The same for another positive CONDITIONING and scale, with the guider's own negative prompt."""
+        model, x = self.guider.inner_model, self.start
+        given = {"positive": comfy.sampler_helpers.convert_cond(positive)}
+        conds = comfy.samplers.process_conds(model, x, given, x.device, x, None, self.seed)["positive"]
+        negative = self.guider.conds.get("negative") or conds
+
+        def denoised(z: Tensor, sigma: float) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            level = z.new_full((len(z),), sigma)
+            return comfy.samplers.sampling_function(
+                model, z, level, negative, conds, guidance, self.options, seed=self.seed
+            )
+
+        return denoised
 
     def evaluate(self, conds: list[dict[str, Any]], x: Tensor, sigma: float, options: dict[str, Any]) -> Tensor:
         """The prediction (B, C, h, w) for x with processed conditionings alone, without the guider's wrappers."""

@@ -22,7 +22,15 @@ class FlowEditNode(io.ComfyNode):
             description="Edits a picture with a transformer (Flux, SD3, Chroma, Z-Image) by a caption of what it shows "
             "and one of what it shall show, without an inversion. A sampler for SamplerCustomAdvanced: the picture's "
             "latent goes there, and the wanted caption to its guider.",
-            search_aliases=["flowedit", "flow edit", "inversion-free editing", "edit photo", "replace", "recolour", "flux edit", "sd3 edit"],
+            search_aliases=[
+                "flowedit",
+                "inversion-free editing",
+                "edit photo",
+                "replace",
+                "recolour",
+                "flux edit",
+                "sd3 edit",
+            ],
             inputs=[
                 io.Conditioning.Input("source", tooltip="A caption of the picture as it is."),
                 guidance_input(

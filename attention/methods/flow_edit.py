@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -23,7 +21,6 @@ from ..engine.plan import plan_of
 
 Denoise = Callable[[Tensor, float], Tensor]
 """A prompt's prediction: (z (B, C, h, w), noise level) to the clean latent, guided."""
-SOURCE = "source"
 
 
 @dataclass(eq=False)
@@ -99,19 +96,9 @@ class FlowEdit(OwnSampler):
         given = source_conditioning(self.source, f"source prompt of {self.name}")
         check_text(given, "source prompt")
         check_readable(host.guider.model_patcher, given, "source prompt")
-        scale = self.guidance
-        if takes_guidance(host.guider.model_patcher):
-            given, scale = [[states, {"guidance": scale, **options}] for states, options in given], 1.0
-        conds = {SOURCE: comfy.sampler_helpers.convert_cond(given)}
-        model, image = host.guider.inner_model, host.start
-        conds = comfy.samplers.process_conds(model, image, conds, image.device, image, None, host.seed)
-        negative = host.guider.conds.get("negative") or conds[SOURCE]
-
-        def denoised(z: Tensor, sigma: float) -> Tensor:
-            level, cond = z.new_full((len(z),), sigma), conds[SOURCE]
-            return comfy.samplers.sampling_function(model, z, level, negative, cond, scale, host.options, host.seed)
-
-        return denoised
+        if not takes_guidance(host.guider.model_patcher):
+            return host.denoised_by(given, self.guidance)
+        return host.denoised_by([[states, {"guidance": self.guidance, **options}] for states, options in given], 1.0)
 
 
 def flow_edit_step(
