@@ -109,8 +109,8 @@ WHOLE: dict[str, Put] = {
     "StyleAligned": put("StyleAligned"),
 }
 """By the name that help pages have, a method alone, in all the steps and layers where it can act."""
-NO_CONTROL = {"dpl", "embctrl"}
-"""Methods that make an inversion or a conditioning, and do nothing in a run."""
+NO_CONTROL = {"dpl", "embctrl", "flow_edit"}
+"""Methods that make an inversion, a conditioning or a sampler, and put nothing on a model."""
 
 
 def controls_of(model: Any) -> set[type[Control]]:

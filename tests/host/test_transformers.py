@@ -10,6 +10,8 @@ from attention_edit.host.families import JOINT_FAMILIES, family_of
 from attention_edit.host.models import check_latent, prediction_of
 from attention_edit.host.transformers import takes_guidance
 from bundle import transformer
+from every_method import WHOLE, kinds_of_control
+from house import PACK
 
 NAMES = {"Flux": "Flux.1", "FluxSchnell": "Flux.1", "Flux2": "Flux.2", "Chroma": "Chroma", "SD3": "SD3"}
 NAMES |= {"ZImage": "Z-Image", "Lumina2": "Lumina 2"}
@@ -73,3 +75,15 @@ def test_a_flux_that_takes_a_second_image_is_refused():
     model.model.model_config.unet_config = {**model.model.model_config.unet_config, "in_channels": 96}
     with pytest.raises(ValueError, match="takes 96 channels"):
         family_of(model)
+
+
+def test_the_helps_table_says_which_methods_work_there():
+    """A row for every method, with what `on_joint` of its control says."""
+    text = (PACK / "js/docs/AttnEditInvert.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    told = {name: there for names, _, there in rows for name in names.split(", ")}
+    assert set(WHOLE) <= set(told)
+    kinds = {kind.name: kind for kind in kinds_of_control()}
+    for name in WHOLE:
+        assert told[name].startswith("works" if kinds[name].on_joint else "refused: "), name
+    assert told["FlowEdit"] == "works"
