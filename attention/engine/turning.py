@@ -7,6 +7,7 @@ eq. 15), so that what was computed at one position stands at another after a tur
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,8 +34,15 @@ def turned(x: Tensor, shift: int, turn: Turn, heads: int) -> Tensor:
     """Queries or keys (R, N, C) with positions that lie `shift` further on; in float32, whatever their type is."""
     each = x.unflatten(-1, (heads, -1))
     even, odd = each[..., : turn.channels].float().unflatten(-1, (-1, 2)).unbind(-1)
-    share = torch.arange(0, turn.channels, 2, dtype=torch.float64) / turn.channels
-    angle = shift * turn.theta**-share
-    cos, sin = (f(angle).to(even) for f in (torch.cos, torch.sin))
+    cos, sin = _angle(shift, turn, x.device)
     pairs = torch.stack([cos * even - sin * odd, sin * even + cos * odd], -1).flatten(-2)
     return torch.cat([pairs.to(x.dtype), each[..., turn.channels :]], -1).flatten(-2)
+
+
+@lru_cache(maxsize=64)
+def _angle(shift: int, turn: Turn, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the pairs' angles (channels / 2,): brought to the device once, and not in every layer."""
+    with torch.inference_mode(False):
+        share = torch.arange(0, turn.channels, 2, dtype=torch.float64) / turn.channels
+        angle = shift * turn.theta**-share
+        return angle.cos().float().to(device), angle.sin().float().to(device)

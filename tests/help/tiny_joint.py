@@ -114,7 +114,9 @@ CONFIGS = {
 """By the host's configuration, the arguments of its network."""
 
 
-def joint_model(kind: str = "Flux", seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def joint_model(
+    kind: str = "Flux", seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device = tiny.DEVICE
+) -> Any:
     """A host MODEL with random weights; `kind` is one of CONFIGS."""
     config = getattr(comfy.supported_models, kind)({**CONFIGS[kind], "dtype": dtype})
     torch.manual_seed(seed)
@@ -131,7 +133,7 @@ def joint_model(kind: str = "Flux", seed: int = 0, dtype: torch.dtype = torch.fl
         positions = model.diffusion_model.pos_embed
         positions.copy_(torch.randn(positions.shape, generator=rng))
     model.eval()
-    return comfy.model_patcher.ModelPatcher(model, load_device=tiny.DEVICE, offload_device=tiny.CPU)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=tiny.CPU)
 
 
 def joint_prompt(seed: int, kind: str = "Flux", tokens: int = 12, **options: Any) -> list[Any]:
@@ -165,14 +167,22 @@ def joint_drawn(model: Any, kind: str, side: int | None = None) -> tuple[Inversi
 
 
 def joint_sample(
-    model: Any, positive: list[Any], negative: list[Any], start: Tensor, noise: Tensor, sigmas: Tensor, cfg: float = 1.0
+    model: Any,
+    positive: list[Any],
+    negative: list[Any],
+    start: Tensor,
+    noise: Tensor,
+    sigmas: Tensor,
+    cfg: float = 1.0,
+    **options: Any,
 ) -> Tensor:
     """Stock Euler, as the host's nodes run it."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     with torch.inference_mode():
-        return guider.sample(noise, start, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, start, sampler, sigmas, disable_pbar=True, seed=0, **options)
 
 
 def joint_run(
