@@ -41,8 +41,8 @@ def keep_features(call: Call, site: Site, layer: Layer, q: Tensor, k: Tensor, v:
 
 def _kept(reads: set[str], q: Tensor, k: Tensor, v: Tensor, rows: Tensor | slice, text: slice) -> Features:
     parts = {"q": (q, EVERY), "k": (k, text), "v": (v, text)}
-    q, k, v = (parts[name][0][:, parts[name][1]][rows] if name in reads else None for name in "qkv")
-    return Features(q, k, v)
+    kept = {name: part[:, tokens][rows] for name, (part, tokens) in parts.items() if name in reads}
+    return Features(kept.get("q"), kept.get("k"), kept.get("v"))
 
 
 def as_kept(features: Features) -> Features:

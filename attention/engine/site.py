@@ -27,8 +27,9 @@ def additions(patch: Any) -> list[tuple[Callable[..., Tensor], dict[str, Any]]]:
     and adds what each callback gives.
     """
     callbacks, settings = getattr(patch, "callback", None), getattr(patch, "kwargs", None)
-    both = isinstance(callbacks, list) and isinstance(settings, list)
-    return list(zip(callbacks, settings, strict=True)) if both else []
+    if not (isinstance(callbacks, list) and isinstance(settings, list)):
+        return []
+    return list(zip(callbacks, settings, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
