@@ -44,7 +44,7 @@ STEPS = 3
 SMALL = {
     "steps": (1, STEPS),
     "inner_steps": (0, 1),
-    "iterations": (0, 2),
+    "iterations": (1, 2),
     "null_iterations": (1, 1),
     "maps": (1, 2),
     "fine_steps": (0, 6),
