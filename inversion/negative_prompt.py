@@ -25,10 +25,9 @@ def slerp(share: float, start: Tensor, end: Tensor) -> Tensor:
     a, b = start.flatten(1), end.flatten(1)
     cosine = (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(1, keepdim=True)
     angle = torch.acos(cosine.clamp(-1, 1))
-    if float(angle.min()) < 1e-4:  # parallel: the formula's limit
-        return torch.lerp(start, end, share)
     mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
-    return mixed.view_as(start)
+    # Parallel: the formula's limit. Opposite, or one of them zero (ConditioningZeroOut): there is no one arc.
+    return torch.where(torch.sin(angle) > 1e-4, mixed, torch.lerp(a, b, share)).view_as(start)
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,11 @@ class Reconstruction:
 
 
 def relative_errors(visited: list[Tensor], inversion: Inversion) -> tuple[float, ...]:
-    """|z - z*| / |z*| over the batch, of latents visited from noisy to clean."""
+    """|z - z*| / |z*| over the batch, of latents visited from noisy to clean; |z - z*| where z* is zero (no image)."""
     stored = inversion.latents.flip(0)
-    return tuple(float((v.cpu() - s).norm() / s.norm()) for v, s in zip(visited, stored, strict=True))
+    return tuple(
+        float((v.cpu() - s).norm() / (s.norm() if bool(s.any()) else 1.0)) for v, s in zip(visited, stored, strict=True)
+    )
 
 
 def reconstruct(model: Any, inversion: Inversion, guidance: float, negative: Conditioning | None) -> Reconstruction:

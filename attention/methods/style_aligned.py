@@ -71,6 +71,6 @@ def adain(x: Tensor, style: Tensor) -> Tensor:
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over tokens, (R, 1, C) each."""
-    variance, mean = torch.var_mean(x, 1, keepdim=True)
+    """Mean and deviation over tokens, (R, 1, C) each; one token alone, as of tiny pictures, deviates by nothing."""
+    variance, mean = torch.var_mean(x, 1, correction=min(1, x.shape[1] - 1), keepdim=True)
     return mean, (variance + _EPSILON).sqrt()

@@ -15,6 +15,7 @@ from attention_edit.attention.engine import install as engine
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.host.cost import measured
 from attention_edit.inversion import cache, report
+from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.direct import DirectInversion
 from attention_edit.inversion.fixed_point import FixedPointInversion
 from attention_edit.inversion.improvement import Found, Improvement
@@ -111,3 +112,13 @@ def test_fixed_points_say_where_iterations_were_too_few(inversion):
     improvement = FixedPointInversion(tolerance=1e-4, iterations=3)
     assert improvement.caption(done, 1.0)[1] == "1e-05 at most"
     assert improvement.caption(open_, 1.0)[1] == "0.5 at most (3 iterations were too few)"
+
+
+def test_errors_of_an_empty_latent_are_finite(model):
+    """Empty Latent Image has no length that an error could be relative to."""
+    with torch.inference_mode():
+        empty = {"samples": torch.zeros(1, 4, 4, 4)}
+        inversion = DDIMInversion(3, 0)(model, empty, tiny.prompt(5)).inversion
+    assert not inversion.latents[0].any()
+    visited = [latent + 1 for latent in inversion.latents.flip(0)]
+    assert relative_errors(visited, inversion)[-1] == pytest.approx(8.0)  # of 64 values

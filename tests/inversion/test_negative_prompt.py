@@ -69,3 +69,13 @@ def test_interpolation_takes_sdxls_pooled_text_along():
     assert torch.allclose(found, other[0][1]["pooled_output"], atol=1e-5)
     own = inversion.conditioning[0][1]["pooled_output"]
     assert torch.equal(improved(inversion, other, 0.0).null_options["pooled_output"], own)
+
+
+def test_there_is_a_way_to_a_text_of_zeros_and_to_the_opposite():
+    """ConditioningZeroOut's text has no direction: the way is straight, for that image of a batch alone."""
+    source, other = (torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    other[0], other[1] = 0, -source[1]
+    found = slerp(0.25, source, other)
+    assert torch.allclose(found[0], 0.75 * source[0]) and torch.allclose(found[1], 0.5 * source[1], atol=1e-5)
+    assert torch.equal(found[2:], slerp(0.25, source[2:], other[2:]))
+    assert not torch.allclose(found[2], torch.lerp(source[2], other[2], 0.25))

@@ -57,6 +57,12 @@ def test_attends_to_both_images(strength, with_adain):
     assert edits.difference(control.attend(call), expected(call, strength, with_adain)) < 1e-12
 
 
+def test_one_token_alone_becomes_the_sources():
+    """The deepest layer of a picture of 64 pixels has one: it has no deviation, and no NaN either."""
+    x, style = (torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert torch.equal(adain(x, style), style)
+
+
 def test_adain_gives_the_sources_statistics():
     x, style = 3 * random(2, 64, 4, seed=1) + 5, random(2, 64, 4, seed=2) - 1
     out = adain(x, style)
