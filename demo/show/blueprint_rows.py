@@ -81,6 +81,7 @@ ROWS = (
         "Takes the masked object away and goes on with what is around it. It needs no words.",
         ("erase object", "delete object", "object removal", "clean up", "cpam"),
         {},
+        ("steps", "dilation", "seed"),  # both prompts are empty, so that guidance does nothing
     ),
     Blueprint(
         "Add an Object",

@@ -10,12 +10,13 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from made import picture, prompt_of
-from show import blueprints
+from show import blueprints, options, showcase
 from show.blueprint_rows import ROWS, Blueprint
 from show.workflow_file import Prompt, check_links
 
@@ -180,6 +181,14 @@ def test_the_file_is_what_the_row_makes(row: Blueprint) -> None:
     made = blueprints.files()
     assert {path.name for path in blueprints.FOLDER.iterdir()} == set(made)
     assert (blueprints.FOLDER / f"{row.title}.json").read_text("utf-8") == made[f"{row.title}.json"]
+
+
+def test_they_are_written_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what no row makes any more is taken out."""
+    monkeypatch.setattr(blueprints, "FOLDER", tmp_path)
+    (tmp_path / "of an earlier row.json").write_text("{}", "utf-8")
+    assert showcase.demo(options.parse(["--blueprints"])) == 0
+    assert {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()} == blueprints.files()
 
 
 def test_a_row_that_does_not_fit_its_workflow_is_refused() -> None:
