@@ -20,7 +20,7 @@ PAINTED = {"AttnEditMasks.mask": "mask"}
 SHOWN = {"picture": "SaveImage.images", "mask": "MaskPreview.mask"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a row is itself and can be a key
 class Blueprint:
     """A task, and how its workflow becomes one node.
 
