@@ -19,6 +19,7 @@ from show import locales
 
 if TYPE_CHECKING:
     from machine.comfy_server import ComfyServer
+    from playwright.sync_api import Browser
 
 FILES = ("main.json", "nodeDefs.json")
 ENGLISH = locales.english([node.GET_NODE_INFO_V1() for node in NODES])
@@ -148,6 +149,40 @@ def test_the_server_hands_them_out(server: ComfyServer) -> None:
     for language in ("en", *OTHERS):
         assert given[language]["nodeDefs"] == read(language, "nodeDefs.json")
         assert given[language]["nodeCategories"] == read(language, "main.json")["nodeCategories"]
+
+
+SHOWN = """() => {
+    const node = LiteGraph.createNode("AttnEditMasks")
+    return {
+        title: node.title,
+        category: node.constructor.category,
+        widget: node.widgets.find((widget) => widget.name === "task").label,
+        input: node.inputs.find((input) => input.name === "mask").localized_name,
+        outputs: node.outputs.map((output) => output.localized_name),
+    }
+}"""
+
+
+@every_language
+def test_the_front_end_shows_them(language: str, server: ComfyServer, browser: Browser) -> None:
+    """A node as it is made in the front end of that language."""
+    texts, parts = read(language, "nodeDefs.json")["AttnEditMasks"], read(language, "main.json")["nodeCategories"]
+    server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Locale": language})
+    page = browser.new_page()
+    try:
+        page.goto(server.url)
+        page.wait_for_function("!!window.LiteGraph?.registered_node_types.AttnEditMasks", timeout=120_000)
+        shown = page.evaluate(SHOWN)
+    finally:
+        page.close()
+        server.post("/settings", {"Comfy.Locale": "en"})
+    assert shown == {
+        "title": texts["display_name"],
+        "category": "/".join(parts[part] for part in ("attention edit", "masks")),
+        "widget": texts["inputs"]["task"]["name"],
+        "input": texts["inputs"]["mask"]["name"],
+        "outputs": [entry["name"] for entry in texts["outputs"].values()],
+    }
 
 
 def test_every_language_of_a_folder_is_a_language_of_these_tests() -> None:
