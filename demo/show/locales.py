@@ -37,14 +37,12 @@ def node_texts(info: Mapping[str, Any]) -> dict[str, Any]:
         info: its entry of the server's /object_info.
     """
     groups = [info["input"].get(group) or {} for group in ("required", "optional")]
-    inputs = {
-        _key(name): _input(info["name"], name, spec[1]) for group in groups for name, spec in group.items()
-    }  # fmt: skip
+    specs = {name: spec for group in groups for name, spec in group.items()}
     outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
     return {
         "display_name": info["display_name"],
         "description": info["description"],
-        "inputs": inputs,
+        "inputs": {_key(name): _input(info["name"], name, spec[1]) for name, spec in specs.items()},
         "outputs": {str(place): {"name": name, "tooltip": tip} for place, (name, tip) in enumerate(outputs)},
     }
 
