@@ -53,10 +53,10 @@ class Digest:
             self.add(sorted(value, key=str))
             for key in sorted(value, key=str):
                 self.add(value[key])
-        elif hasattr(value, "weights"):  # the host's LoRA and its kin
-            self.add(value.weights)
         elif is_dataclass(value) and not isinstance(value, type):
             self.add({field.name: getattr(value, field.name) for field in fields(value)})
+        elif hasattr(value, "weights"):  # the host's LoRA and its kin
+            self.add(value.weights)
         else:
             raise UnknownError(f"{type(value).__name__}")
         return self

@@ -111,7 +111,7 @@ def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
     # No tutorial over everything, and a chosen node is placed at once, without a further click on the canvas.
     server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.NodeSearchBoxImpl.FollowCursor": False})
-    opened.goto(server.url)
+    opened.goto(server.url, timeout=WAIT)
     opened.wait_for_function("window.app && window.app.graph && window.app.extensionManager", timeout=WAIT)
     opened.wait_for_function("Object.keys(LiteGraph.registered_node_types).length > 100", timeout=WAIT)
     yield opened
