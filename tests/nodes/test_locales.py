@@ -170,7 +170,7 @@ def test_the_front_end_shows_them(language: str, server: ComfyServer, browser: B
     server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Locale": language})
     page = browser.new_page()
     try:
-        page.goto(server.url)
+        page.goto(server.url, timeout=180_000)
         page.wait_for_function("!!window.LiteGraph?.registered_node_types.AttnEditMasks", timeout=120_000)
         shown = page.evaluate(SHOWN)
     finally:

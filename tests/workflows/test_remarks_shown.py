@@ -55,7 +55,7 @@ def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
 
 
 def _go(page: Page, server: ComfyServer) -> None:
-    page.goto(server.url)
+    page.goto(server.url, timeout=180_000)
     page.wait_for_function("window.app && window.app.graph && window.app.extensionManager", timeout=WAIT)
     page.wait_for_function("Object.keys(LiteGraph.registered_node_types).length > 100", timeout=WAIT)
 

@@ -59,7 +59,7 @@ def front_end(server: ComfyServer, browser: Browser) -> Iterator[FrontEnd]:
     opened = FrontEnd(page)
     # The first visit asks whether to show the tutorial, in a dialog over everything.
     server.post("/settings", {"Comfy.TutorialCompleted": True})
-    page.goto(server.url)
+    page.goto(server.url, timeout=180_000)
     page.wait_for_function("window.app && window.app.graph && window.app.extensionManager", timeout=120_000)
     page.wait_for_function("Object.keys(LiteGraph.registered_node_types).length > 100", timeout=120_000)
     yield opened
