@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> int:
     named = any((PACK / argument.split("::")[0]).exists() for argument in arguments)
     arguments = [*arguments, *_left_out(arguments, named)]
     # Two processes, each with files of its own, and a server of its own where one of them asks for it.
-    whole = ["-n", "2", "--dist", "loadfile", TESTS]
+    whole = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", TESTS]
     pytest = [python, "-m", "pytest", "-c", TESTS / "pytest.ini", *arguments, *([] if named else whole)]
     _step("pytest", pytest, variables, results)
     failed = [name for name, code in results.items() if code != 0]

@@ -65,9 +65,14 @@ def _enter_host() -> None:
 _enter_host()
 
 
+LONG = ("simulated_gpu", "fuzz", "workflows")
+"""Folders whose files take minutes: two processes share the work best if these do not come last."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the server or the browser, by whatever fixture, has their mark."""
+    """What uses the server or the browser, by whatever fixture, has their mark; what takes long comes first."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     for item in items:
         for name in ("server", "browser"):
             if name in getattr(item, "fixturenames", ()):
