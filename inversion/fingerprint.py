@@ -55,8 +55,8 @@ class Digest:
                 self.add(value[key])
         elif is_dataclass(value) and not isinstance(value, type):
             self.add({field.name: getattr(value, field.name) for field in fields(value)})
-        elif hasattr(value, "weights"):  # the host's LoRA and its kin
-            self.add(value.weights)
+        elif (weights := getattr(value, "weights", None)) is not None:  # the host's LoRA and its kin
+            self.add(weights)
         else:
             raise UnknownError(f"{type(value).__name__}")
         return self
