@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from machine.own_process import COSTS, cost_cells, peak, run_cases
@@ -25,13 +26,20 @@ def published(pack_module: Any) -> Any:
     mag, source = pack_module("attention.methods.mag.control"), pack_module("attention.engine.source")
 
     class Published(mag.MAG):
+        def acts_on(self, family: Any) -> Any:
+            """Read in the last layer too, which is what makes a pass go through the whole UNet."""
+            return tuple(replace(act, layers=(*act.layers, family.layers[-1])) for act in super().acts_on(family))
+
         def before(self, run: Any, state: Any, x: Any, network: Any) -> Any:
-            layers = (*self.layers(run.family), run.family.layers[-1])
-            with network.slopes(layers) as slope:
+            own = self.layers(run.family)
+            with network.slopes((*own, run.family.layers[-1])) as slope:
                 for _ in range(self.iterations):
                     source.prepare_source(run, network.guider, network.timestep, network.options)
-                    slope(x.clone(), lambda maps: self.loss(run, maps, self.words)[0].sum())
+                    slope(x.clone(), lambda maps: self.loss(run, kept(maps, own), self.words)[0].sum())
             return x
+
+    def kept(maps: Any, layers: Any) -> Any:
+        return {layer.index: maps[layer.index] for layer in layers}
 
     return Published
 
