@@ -43,6 +43,8 @@ def prompts(server: ComfyServer) -> list[tuple[str, dict[str, Any]]]:
         prompt = made.prompt_of(server, path.stem)
         for entry in prompt.values():
             inputs = entry["inputs"]
+            if entry["class_type"] == "AttnEditSelfMaps":
+                inputs["chosen"] = "1"  # a region by its number: not every scene shows the shape that is named
             for name, most in FEW.items():
                 if isinstance(inputs.get(name), int) and inputs[name] > most:
                     inputs[name] = most
