@@ -179,7 +179,7 @@ class JointSite:
     def _controlled(self, call: Call, group: Group, layer: Layer, sequence: Sequence) -> Tensor:
         """The target's rows: the image's as the controls leave them, the others with their own attention."""
         (q, k, v), first, end = sequence.image, sequence.first, sequence.end
-        self._check_pads(first)
+        self._check_pads(layer, first)
         asking = Asking(
             call=call,
             group=group,
@@ -198,9 +198,9 @@ class JointSite:
         beside = sequence.whole(others, sequence.k, sequence.v)
         return torch.cat([beside[:, :first], asking.ask(own)().to(beside), beside[:, first:]], 1)
 
-    def _check_pads(self, ahead: int) -> None:
+    def _check_pads(self, layer: Layer, ahead: int) -> None:
         """Say that pads, whose position is fixed, lie elsewhere as seen from the source's image."""
-        text = self.run.captured.get((_TEXT, self.run.family.layers[0].index), {})
+        text = self.run.captured.get((_TEXT, layer.index), {})
         if self.pads and any(features.ahead != ahead for features in text.values()):
             self.run.remarks.add(
                 Kind.DOUBTFUL,
