@@ -38,13 +38,17 @@ def cfg_guider(model: Any, positive: Any, negative: Any, guidance: float) -> com
     Raises:
         ValueError: a prompt that the model cannot read, or that would draw NaN.
     """
-    for conditioning, name in ((positive, "source prompt"), (negative or [], "negative prompt")):
-        check_text(conditioning, name)
-        check_readable(model, conditioning, name)
+    _check_prompt(model, positive, "source prompt")
+    _check_prompt(model, negative or [], "negative prompt")
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative if negative is not None else positive)
     guider.set_cfg(guidance)
     return guider
+
+
+def _check_prompt(model: Any, conditioning: Any, name: str) -> None:
+    check_text(conditioning, name)
+    check_readable(model, conditioning, name)
 
 
 class DifferenceGuider(comfy.samplers.CFGGuider):
@@ -96,7 +100,12 @@ class HostRun:
         return self.guider(x, x.new_full((len(x),), sigma), self.options, self.seed)
 
     def denoised_by(self, positive: Any, guidance: float) -> Callable[[Tensor, float], Tensor]:
-        """The same for another positive CONDITIONING and scale, with the guider's own negative prompt."""
+        """The same for a source prompt's CONDITIONING and scale, with the guider's own negative prompt.
+
+        Raises:
+            ValueError: a prompt that the model cannot read, or that would draw NaN.
+        """
+        _check_prompt(self.guider.model_patcher, positive, "source prompt")
         model, x = self.guider.inner_model, self.start
         given = {"positive": comfy.sampler_helpers.convert_cond(positive)}
         conds = comfy.samplers.process_conds(model, x, given, x.device, x, None, self.seed)["positive"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
@@ -34,11 +33,6 @@ def shares(mask: Tensor, name: str) -> Tensor:
     """
     pixels = _pixels(mask, name)
     low, high = (float(x) for x in pixels.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(
-            f"Connect another mask, or draw it anew: the {name} holds NaN or infinite values. Most often a division by "
-            "zero made them, such as the normalisation of an empty map."
-        )
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ValueError(
             f"Bring the {name} to 0..1: its values go from {low:g} to {high:g}. Divide one of 0..255 by 255, or put "

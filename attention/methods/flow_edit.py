@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...host.conditioning import Conditioning, check_readable, check_text, source_conditioning
+from ...host.conditioning import Conditioning, source_conditioning
 from ...host.guider import HostRun, OwnSampler
 from ...host.models import prediction_of
 from ...host.transformers import takes_guidance
@@ -94,8 +94,6 @@ class FlowEdit(OwnSampler):
     def _source(self, host: HostRun) -> Denoise:
         """The source prompt's prediction, with the guider's negative prompt."""
         given = source_conditioning(self.source, f"source prompt of {self.name}")
-        check_text(given, "source prompt")
-        check_readable(host.guider.model_patcher, given, "source prompt")
         if not takes_guidance(host.guider.model_patcher):
             return host.denoised_by(given, self.guidance)
         return host.denoised_by([[states, {"guidance": self.guidance, **options}] for states, options in given], 1.0)

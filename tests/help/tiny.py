@@ -156,13 +156,14 @@ def sample(
     seed: int = 0,
     **kwargs: Any,
 ) -> Tensor:
-    """Run a stock sampler from a given start latent without added noise, as the host's nodes do."""
+    """Run a stock sampler from a given start latent, without added noise unless it is given, as the host's nodes do."""
+    noise = kwargs.pop("noise", torch.zeros_like(start))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     with torch.inference_mode():
         return guider.sample(
-            torch.zeros_like(start),
+            noise,
             start,
             comfy.samplers.sampler_object(sampler),
             sigmas,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_patcher
-import comfy.samplers
 import comfy.supported_models
 import tiny
 import torch
@@ -177,12 +176,7 @@ def joint_sample(
     **options: Any,
 ) -> Tensor:
     """Stock Euler, as the host's nodes run it."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    with torch.inference_mode():
-        sampler = comfy.samplers.sampler_object("euler")
-        return guider.sample(noise, start, sampler, sigmas, disable_pbar=True, seed=0, **options)
+    return tiny.sample(model, positive, negative, start, sigmas, cfg, noise=noise, **options)
 
 
 def joint_run(
