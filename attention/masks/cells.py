@@ -72,7 +72,7 @@ def _pixels(mask: Tensor, name: str) -> Tensor:
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"The {name} must be a mask of shape (M, H, W), not {tuple(mask.shape)}.")
     pixels = mask.detach().float().cpu()
-    wrong = int(pixels.isnan().sum())
+    wrong = int(pixels.isnan().count_nonzero())  # a sum of bools is 20 times slower, felt with large masks
     if wrong:
         raise ValueError(
             f"Connect another mask, or mend the node that makes it: of the {name}, {wrong} of {pixels.numel()} pixels "

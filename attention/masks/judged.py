@@ -16,8 +16,7 @@ def judge_mask(run: Moment, mask: Tensor, name: str) -> None:
         name: of the method that goes by the mask.
     """
     (height, width), (h, w) = mask.shape[-2:], run.size
-    areas = mask.flatten(1).sum(1)
-    smallest = int(areas.min())
+    smallest = min(int(item.count_nonzero()) for item in mask)
     if 0 < smallest * h * w < height * width:
         run.remarks.add(
             Kind.DOUBTFUL,

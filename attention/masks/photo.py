@@ -122,7 +122,7 @@ def paste(fitted: FittedPhoto, edited: Tensor, feather: int, mask: Tensor | None
     image = put_on(fitted.photo, pixels, weight, (part.top, part.left))
     changed = (image != fitted.photo).any(-1)
     part.of(changed).logical_and_((weight == 0).to(changed.device))
-    return Pasted(image, int(changed.sum()), _is_cut(fitted, weight))
+    return Pasted(image, int(changed.count_nonzero()), _is_cut(fitted, weight))
 
 
 def black_under_mask(fitted: FittedPhoto) -> bool:

@@ -53,6 +53,13 @@ def has_accelerator(python: Path) -> bool:
     return done.stdout.strip() == "True"
 
 
+NOTHING = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+"""The smallest prompt."""
+
+
 class ComfyServer:
     """A ComfyUI server in a process of its own; a context manager that stops it.
 
@@ -227,6 +234,15 @@ class ComfyServer:
         if prompt_id is not None:
             self.post("/queue", {"delete": [prompt_id]})
         self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
+
+    def forget(self) -> None:
+        """Make the server drop all outputs and models that it keeps, before anything queued after this.
+
+        The host looks at this wish between two prompts, and takes one that is queued at once before it: so the
+        smallest prompt goes in between.
+        """
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        self.run(NOTHING)
 
     def fetch(self, image: Mapping[str, str]) -> bytes:
         """The bytes of an image file as named in a node's output."""

@@ -167,7 +167,7 @@ def test_sheets() -> None:
 
 @pytest.mark.server
 def test_runs_a_workflow_and_keeps_its_columns(server: ComfyServer, capsys: pytest.CaptureFixture[str]) -> None:
-    server.post("/free", {"free_memory": True})  # what other tests have left in the server's cache shows no progress
+    server.forget()  # what other tests have left in the server's cache shows no progress
     prompt, workflow = showcase.load(server, "cpam-replace")
     made = showcase.run(server, "cpam-replace", prompt, workflow)
     assert list(made.images) == ["before", "mask", "after", "truth"]

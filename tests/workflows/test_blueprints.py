@@ -272,7 +272,7 @@ def test_draws_the_very_picture_of_its_workflow(
 ) -> None:
     pictures = []
     for prompt in (graph_of(row).flat, graph_of(row).prompt):
-        server.post("/free", {"unload_models": True, "free_memory": True})
+        server.forget()
         done = server.run(prompt)
         assert the(prompt, "KSampler") in done.executed, "the server had it already"
         pictures.append(picture(server.fetch(done.images(the(prompt, "SaveImage"))[0])))

@@ -61,6 +61,6 @@ def test_the_edit_is_in_its_place(photo: Made) -> None:
 
 
 def test_the_node_says_that_nothing_changed_outside(server: ComfyServer) -> None:
-    server.post("/free", {"free_memory": True})  # what the server's cache answers says nothing anew
+    server.forget()  # what the server's cache answers says nothing anew
     told = binary_messages(server, prompt_of(server, "photo-edit"), TEXTS)
     assert any(b"changed outside the mask: 0 pixels" in text for text in told)

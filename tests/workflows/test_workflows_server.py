@@ -24,7 +24,7 @@ pytestmark = pytest.mark.server
 
 def fresh(server: ComfyServer, steps: int) -> Prompt:
     """The replace workflow with other steps, none of it cached: the server forgets what it has."""
-    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.forget()
     prompt = prompt_of(server, "cpam-replace")
     override(prompt, "AttnEditInvert", steps=steps)
     override(prompt, "KSampler", steps=steps)
