@@ -21,10 +21,10 @@ from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .marks import KEY
 from .older import inference_dtype, is_dynamic
+from .recompute import Checkpoints
 
 COMPUTE = torch.float32
 """What half precision is differentiated in."""
@@ -79,7 +79,7 @@ def differentiable(model: Any, options: dict[str, Any], checkpointing: bool = Fa
             _compute_wider(model, undo)
         own = model.get_dtype() if is_dynamic(patcher) else None
         with constant(model.diffusion_model, patcher.load_device, inference_dtype(model), own):
-            yield _options(options, checkpointing)
+            yield _options(options, Checkpoints(undo) if checkpointing else None)
 
 
 @contextmanager
@@ -94,8 +94,24 @@ def constant(
     """
     with torch.inference_mode(False), ExitStack() as undo:
         _freeze(module, device, dtype, own, undo)
-        with torch.enable_grad():
+        with torch.enable_grad(), _emptied():
             yield
+
+
+@contextmanager
+def _emptied() -> Iterator[None]:
+    """Within it, a way back that is cut off leaves nothing waiting in PyTorch.
+
+    What has not been worked off stays in the thread's queue, with its graph, until a later way back comes to it: the
+    one here begins at the oldest node, which is taken after all others.
+    """
+    leaf = torch.zeros((), requires_grad=True)
+    oldest = leaf * 1
+    try:
+        yield
+    except BaseException:
+        torch.autograd.grad(oldest, leaf)
+        raise
 
 
 def gradient(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -225,7 +241,7 @@ def _saveable(tensor: Tensor) -> bool:
         return False
 
 
-def _options(options: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
+def _options(options: dict[str, Any], checkpoints: Checkpoints | None) -> dict[str, Any]:
     """Model options for a backward pass: PyTorch's own attention, one device, and checkpoints around blocks.
 
     Other attention functions have no backward pass, or lose it when memory is short.
@@ -235,10 +251,11 @@ def _options(options: dict[str, Any], checkpointing: bool) -> dict[str, Any]:
     patches = dict(transformer.get("patches", {}))
     name = "input_block_patch_after_skip"
     patches[name] = [*patches.get(name, []), _apart_from_skip]
-    if checkpointing:
+    if checkpoints is not None:
         name = "forward_timestep_embed_patch"
-        others = [(kind, partial(_behind, patch)) for kind, patch in patches.get(name, [])]  # the first one counts
-        patches[name] = [*others, (SpatialTransformer, _checkpointed), (ResBlock, _checkpointed)]
+        others = [(kind, partial(checkpoints.behind, patch)) for kind, patch in patches.get(name, [])]
+        own = [(kind, checkpoints.block) for kind in (SpatialTransformer, ResBlock)]
+        patches[name] = [*others, *own]  # the first one counts
     transformer["patches"] = patches
     return {key: value for key, value in options.items() if key != "multigpu_clones"} | {
         "transformer_options": transformer
@@ -255,43 +272,3 @@ def _apart_from_skip(h: Tensor, _: Any) -> Tensor:
     ControlNets' residuals are added to the skip in place, and the next block has saved what it was given.
     """
     return h.clone()
-
-
-def _checkpointed(
-    layer: torch.nn.Module, x: Tensor, emb: Tensor, context: Tensor | None, options: dict[str, Any], *_: Any
-) -> Tensor:
-    """The host's forward_timestep_embed_patch: one block of the UNet, computed again on the way back.
-
-    The options are copied, because the host writes the present block into them and goes on.
-    """
-    if isinstance(layer, ResBlock):
-        return _again(layer, x, emb)
-    out = _again(layer, x, context, dict(options))
-    if "transformer_index" in options:
-        options["transformer_index"] += 1
-    return out
-
-
-class _Again:
-    """A block that is computed again on the way back, in the place of the one that a patch is handed."""
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        self._layer = layer
-
-    def __call__(self, *inputs: Any) -> Tensor:
-        return _again(self._layer, *(dict(value) if isinstance(value, dict) else value for value in inputs))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-
-def _behind(patch: Any, layer: torch.nn.Module, *inputs: Any) -> Tensor:
-    """Whoever's patch of a block, with the block that it stands on checkpointed."""
-    return patch(_Again(layer), *inputs)
-
-
-def _again(layer: torch.nn.Module, *inputs: Any) -> Tensor:
-    if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
-        return layer(*inputs)  # ahead of everything that is differentiated: there is nothing to come back for
-    out: Any = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return out
