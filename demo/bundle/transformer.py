@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import comfy.latent_formats
+import comfy.ldm.flux.layers
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
@@ -83,7 +84,11 @@ def read_transformer(path: Path = TRANSFORMER_FILE) -> tuple[dict[str, Any], dic
     Raises:
         DemoModelError: the file is missing, damaged, or something else than a demo transformer.
     """
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(path).items()}
+    # Hosts before 0.16 have a norm of their own here, which calls its weight otherwise.
+    norm = "_norm.scale" if getattr(comfy.ldm.flux.layers, "RMSNorm", None) else "_norm.weight"
+    tensors = {
+        name.removeprefix(PREFIX).replace("_norm.weight", norm): tensor for name, tensor in read_tensors(path).items()
+    }
     if "img_in.weight" not in tensors or tensors["img_in.weight"].shape[0] % HEAD:
         raise foreign(path, f"it has no tensor {PREFIX}img_in.weight of a width that {HEAD} divides")
 
