@@ -1,4 +1,7 @@
-"""How well each inversion finds its image again under guidance, and what it costs: `evaluate.py --inversions`."""
+"""How well each inversion finds its image again under guidance, and what it costs: `evaluate.py --inversions`.
+
+Costs are counted; what they take in time is `benchmark.py inversions`'s to say.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,6 @@ class Reconstructed:
     """UNet evaluations per image of making the inversion, counted."""
     backward: float
     """Of these, evaluations that went back through the UNet too."""
-    seconds: float
-    """Per image, of making the inversion."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,11 @@ def measure(setup: Setup, name: str, task: tasks.Task, batch: int) -> Iterator[t
             again = reconstruct(setup.model, found, guidance, setup.text([""]))
             images.append(setup.decode(again.latent))
             errors.append(again.errors[-1] * len(part))
-            costs.append((cost.forward, backward, cost.seconds))
-        forward, backward, seconds = (sum(column) / len(task) for column in zip(*costs, strict=True))
+            costs.append((cost.forward, backward))
+        forward, backward = (sum(column) / len(task) for column in zip(*costs, strict=True))
         made = torch.cat(images)
-        row = Reconstructed(
-            name, guidance, metrics.mean_psnr(made, task.source), sum(errors) / len(task), forward, backward, seconds
-        )
+        psnr = metrics.mean_psnr(made, task.source)
+        row = Reconstructed(name, guidance, psnr, sum(errors) / len(task), forward, backward)
         yield row, made
         if maker.per_guidance:
             known.clear()
@@ -113,7 +113,7 @@ def measure(setup: Setup, name: str, task: tasks.Task, batch: int) -> Iterator[t
 
 def table(rows: Sequence[Reconstructed]) -> str:
     """All rows as Markdown."""
-    header = ["inversion", "guidance", "PSNR", "latent error", "UNet evaluations", "backward", "seconds"]
+    header = ["inversion", "guidance", "PSNR", "latent error", "UNet evaluations", "backward"]
     cells = [
         [
             row.inversion,
@@ -122,7 +122,6 @@ def table(rows: Sequence[Reconstructed]) -> str:
             f"{row.latent_error:.4f}",
             f"{row.forward:g}",
             f"{row.backward:g}",
-            f"{row.seconds:.2f}",
         ]
         for row in rows
     ]
@@ -134,7 +133,7 @@ def evaluate(setup: Setup, count: int, batch: int, folder: Path, names: Sequence
     task = tasks.make_task("recolour", count)
     trip = setup.decode(setup.encode(task.source))
     best = metrics.mean_psnr(trip, task.source)
-    rows = [Reconstructed(ROUND_TRIP, guidance, best, 0.0, 0, 0, 0.0) for guidance in GUIDANCES]
+    rows = [Reconstructed(ROUND_TRIP, guidance, best, 0.0, 0, 0) for guidance in GUIDANCES]
     columns = {"image": task.source[:8], ROUND_TRIP: trip[:8]}
     for name in tqdm(names or list(MAKERS), desc="inversions", leave=False):
         for row, images in measure(setup, name, task, batch):
