@@ -15,8 +15,9 @@ from made import FOLDER, execute, prompt_of
 if TYPE_CHECKING:
     from machine.comfy_server import ComfyServer
 
-FEW = ("cpam-replace", "null-text-inversion", "p2p-swap", "pnp")
-"""Masks with the source in a call of its own; gradients to the text; maps of cross-attention; features of layers."""
+FEW = ("cpam-replace", "flow-edit", "null-text-inversion", "p2p-swap", "pnp", "transformer-edit")
+"""Masks with the source in a call of its own; gradients to the text; maps of cross-attention; features of layers; a
+rectified flow by a sampler of the pack's own, and one whose attention is edited."""
 FILES = sorted(FOLDER.glob("*.json"))
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 
