@@ -36,7 +36,8 @@ def prediction_of(model: Any) -> str:
 def is_flow(sampling: Any) -> bool:
     """Whether a model's sampling object is a rectified flow's: x = sigma noise + (1 - sigma) image."""
     flow = isinstance(sampling, comfy.model_sampling.CONST)
-    return flow and not isinstance(sampling, getattr(comfy.model_sampling, "IMG_TO_IMG_FLOW", ()))  # hosts before 0.16 have none
+    others = getattr(comfy.model_sampling, "IMG_TO_IMG_FLOW", ())  # hosts before 0.16 have none
+    return flow and not isinstance(sampling, others)
 
 
 def flow_levels(sampling: Any, steps: int) -> list[float]:
