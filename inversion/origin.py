@@ -52,9 +52,9 @@ class Origin(ABC):
         """The levels that are visited on the way along ascending sigmas: these, and maybe others between them."""
         return sigmas
 
-    def calls(self, kind: str) -> int:
-        """Calls of the model per step, by what it predicts."""
-        return 1
+    def calls(self, kind: str, steps: int) -> int:
+        """Calls of the model for so many steps, by what it predicts."""
+        return steps
 
     def told(self, kind: str) -> str:
         """What the inversion says of how it was made."""
@@ -92,7 +92,8 @@ class Origin(ABC):
         samples = check_latent(latent, self.name, model)
         positive = with_source_guidance(model, positive)
         sigmas = levels(model.get_model_object("model_sampling"), self.steps, self.offset)
-        rows = evaluations(len(self.walked(model, sigmas)) - 1, len(samples), guidance) * self.calls(kind)
+        calls = self.calls(kind, len(self.walked(model, sigmas)) - 1)
+        rows = evaluations(calls, len(samples), guidance)
         with measured(model, self.name, f"{rows} UNet evaluations") as (counted, cost):
             visited = self.trajectory(counted, latent, sigmas, positive, negative, guidance)
         inversion = Inversion(

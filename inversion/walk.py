@@ -11,7 +11,7 @@ from torch import Tensor
 from ..host.conditioning import Conditioning, at_step, with_states
 from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
 from ..host.models import latent_of, prediction_of
-from .record import Inversion
+from .record import MATCH, Inversion
 from .steps import Predict, scale_of
 
 Walk = Callable[[Predict, Tensor], list[Tensor]]
@@ -65,14 +65,18 @@ class Walker(OwnSampler):
 
 
 def _step_at(sigma: float, levels: list[float]) -> int:
-    """The step that an evaluation belongs to: several of one step move the bar once, an inversion's first has none."""
-    nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
-    return min(nearest, len(levels) - 2) if levels[0] > levels[-1] else nearest - 1
+    """The step that an evaluation belongs to: several of one step move the bar once, an inversion's first has none.
+
+    One at a level is of the step from it on the way to the image, and of the step to it on the way to noise.
+    """
+    if levels[0] > levels[-1]:
+        return min(sum(level >= sigma * (1 - MATCH) for level in levels), len(levels) - 1) - 1
+    return sum(level < sigma * (1 - MATCH) for level in levels) - 1
 
 
-def evaluations(steps: int, batch: int, guidance: float) -> int:
-    """UNet evaluations of one call per step: twice as many latents where guidance needs the negative prompt."""
-    return steps * batch * (1 if guidance == 1.0 else 2)
+def evaluations(calls: int, batch: int, guidance: float) -> int:
+    """UNet evaluations of so many calls: twice as many latents where guidance needs the negative prompt."""
+    return calls * batch * (1 if guidance == 1.0 else 2)
 
 
 def run_walk(

@@ -10,9 +10,26 @@ from comfy_api.latest import ui
 from ..host.schemas import io
 from ..inversion import report, store
 from ..inversion.ddim_inversion import DDIMInversion
+from ..inversion.flow_solvers import FIXED_POINT, FLOW_SOLVERS
 from ..inversion.schedule import OFFSETS
 from .inputs import disk_cache_input, guidance_input, inversion_input
 from .sockets import CATEGORY, InversionSocket
+
+_ALIASES = [
+    "invert image",
+    "unsampler",
+    "direct inversion",
+    "ddim inverse",
+    "cpam inversion",
+    "rf-solver",
+    "fireflow",
+    "uni-inv",
+    "rectified flow inversion",
+    "edit photo",
+    "photo to noise",
+    "real image editing",
+]
+FLOW_CHOICES = {FIXED_POINT: FIXED_POINT} | {f"{name} (transformers)": name for name in FLOW_SOLVERS}
 
 
 def _flow_iterations_input() -> io.Input:
@@ -29,6 +46,20 @@ def _flow_iterations_input() -> io.Input:
     )
 
 
+def _flow_solver_input() -> io.Input:
+    """How rectified flows are inverted."""
+    return io.Combo.Input(
+        "flow_solver",
+        options=list(FLOW_CHOICES),
+        default=FIXED_POINT,
+        tooltip="For rectified flows (Flux, SD3). The fixed point and Uni-Inv (one call per step) turn euler's steps "
+        "round: sample with euler. RF-Solver (two calls) and FireFlow (one) follow the flow itself: sample with heun "
+        "or dpm_2.",
+        optional=True,
+        advanced=True,
+    )
+
+
 class InvertNode(io.ComfyNode):
     """DDIM inversion of a photograph."""
 
@@ -40,16 +71,7 @@ class InvertNode(io.ComfyNode):
             category=f"{CATEGORY}/inversion",
             description="Finds the noise from which the model would have drawn your photograph, and every latent on "
             "the way. Needed once per image: all edit nodes take its output, whatever the edit's prompt is.",
-            search_aliases=[
-                "invert image",
-                "unsampler",
-                "direct inversion",
-                "ddim inverse",
-                "cpam inversion",
-                "edit photo",
-                "photo to noise",
-                "real image editing",
-            ],
+            search_aliases=_ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The model without edits (LoRAs are fine)."),
                 io.Latent.Input("latent", tooltip="The photograph, from VAE Encode. A batch is inverted at once."),
@@ -75,6 +97,7 @@ class InvertNode(io.ComfyNode):
                 disk_cache_input(),
                 _fine_steps_input(),
                 _flow_iterations_input(),
+                _flow_solver_input(),
             ],
             outputs=[
                 InversionSocket.Output(
@@ -84,7 +107,7 @@ class InvertNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def execute(  # noqa: PLR0913, PLR0917 (one argument per input)
         cls,
         model: Any,
         latent: dict[str, Any],
@@ -94,8 +117,9 @@ class InvertNode(io.ComfyNode):
         disk_cache: bool = False,
         fine_steps: int = 0,
         flow_iterations: int = 3,
+        flow_solver: str = FIXED_POINT,
     ) -> io.NodeOutput:
-        ddim = DDIMInversion(steps, OFFSETS[schedule], fine_steps, flow_iterations)
+        ddim = DDIMInversion(steps, OFFSETS[schedule], fine_steps, flow_iterations, FLOW_CHOICES[flow_solver])
         return io.NodeOutput(report.begun(ddim, model, latent, source, disk_cache))
 
 
