@@ -33,6 +33,8 @@ class DDIMInversion(Origin):
             schedule's steps. Plug-and-Play's authors invert in 999 steps and edit in 50.
         flow_iterations: calls of the model per step on rectified flows; 1 is Euler's inversion, more are fixed-point.
         flow_solver: how rectified flows are inverted, one of `SOLVER_NAMES`; only the first reads flow_iterations.
+        sigmas: a schedule in the place of the model's own, falling to 0, where the image then lies; None for the
+            model's. Steps and offset are not read with it.
 
     Raises:
         ValueError: when called, beside what any origin refuses, a noise mask on the latent, or a solver of flows for a
@@ -43,10 +45,15 @@ class DDIMInversion(Origin):
     fine_steps: int = 0
     flow_iterations: int = 3
     flow_solver: str = FIXED_POINT
+    sigmas: tuple[float, ...] | None = None
+
+    def connected(self) -> tuple[float, ...] | None:
+        """See `Origin`."""
+        return self.sigmas
 
     def walked(self, model: Any, sigmas: list[float]) -> list[float]:
         """See `Origin`; fine levels above the noisiest that is kept lead nowhere."""
-        if self.fine_steps <= self.steps:
+        if self.fine_steps < len(sigmas):
             return sigmas
         fine = levels(model.get_model_object("model_sampling"), self.fine_steps, self.offset)
         return sorted({*sigmas, *(sigma for sigma in fine if sigma < sigmas[-1])})

@@ -18,7 +18,7 @@ from ..host.transformers import takes_guidance
 from .fingerprint import weights_name
 from .improvement import Found
 from .record import Inversion
-from .schedule import levels
+from .schedule import connected_levels, levels
 from .walk import evaluations
 
 
@@ -47,6 +47,10 @@ class Origin(ABC):
         guidance: float,
     ) -> list[Tensor]:
         """The latents (B, C, h, w) of ascending sigmas, clean to noisy; the arguments are those of `__call__`."""
+
+    def connected(self) -> tuple[float, ...] | None:
+        """A schedule in the place of the model's own, noisy to 0; None for the model's."""
+        return None
 
     def walked(self, model: Any, sigmas: list[float]) -> list[float]:
         """The levels that are visited on the way along ascending sigmas: these, and maybe others between them."""
@@ -79,7 +83,7 @@ class Origin(ABC):
 
         Raises:
             ValueError: edits on the model, a source prompt that is more than one text, an unknown family or prediction,
-                a broken latent, or guidance without a negative prompt.
+                a broken latent, a connected schedule that is none, or guidance without a negative prompt.
         """
         check_unedited(model, passive=True, place=self.name)
         source_conditioning(positive, f"source prompt of {self.name}")
@@ -91,7 +95,8 @@ class Origin(ABC):
             )
         samples = check_latent(latent, self.name, model)
         positive = with_source_guidance(model, positive)
-        sigmas = levels(model.get_model_object("model_sampling"), self.steps, self.offset)
+        sampling, given = model.get_model_object("model_sampling"), self.connected()
+        sigmas = levels(sampling, self.steps, self.offset) if given is None else connected_levels(sampling, given)
         calls = self.calls(kind, len(self.walked(model, sigmas)) - 1)
         rows = evaluations(calls, len(samples), guidance)
         with measured(model, self.name, f"{rows} UNet evaluations") as (counted, cost):
@@ -99,13 +104,14 @@ class Origin(ABC):
         inversion = Inversion(
             latents=torch.stack(visited),
             sigmas=tuple(sigmas),
-            steps=self.steps,
-            offset=self.offset,
+            steps=self.steps if given is None else len(sigmas) - 1,
+            offset=self.offset if given is None else 0,
             family=family.name,
             prediction=kind,
             conditioning=positive,
             method=self.told(kind),
             weights=weights_name(model),
+            connected=given is not None,
         )
         return Found(inversion, cost)
 

@@ -1,7 +1,10 @@
-"""DDIM timesteps and their noise levels, as the papers' code spaces them."""
+"""DDIM timesteps and their noise levels, as the papers' code spaces them, and schedules that are connected."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -56,3 +59,42 @@ def levels(model_sampling: Any, steps: int, offset: int) -> list[float]:
             "use 50."
         )
     return [float(table[t]) for t in times]
+
+
+NEAR = 1e-4
+"""Relative difference by which a connected schedule may begin above the model's noisiest level: a rounding."""
+
+
+def connected_levels(model_sampling: Any, sigmas: Sequence[float]) -> list[float]:
+    """Noise levels of a schedule as scheduler nodes give it (SIGMAS), clean to noisy; the image lies at 0.
+
+    Args:
+        sigmas: falling from noise to 0.
+
+    Raises:
+        ValueError: no falling schedule that ends at 0, or it does not start at a noise level of the model.
+    """
+    steps = len(sigmas) - 1
+    if not 1 <= steps <= MAX_STEPS:
+        raise ValueError(
+            f"Connect sigmas of 1 to {MAX_STEPS} steps, such as BasicScheduler's with denoise 1: these have "
+            f"{max(steps, 0)}."
+        )
+    for number, (high, low) in enumerate(pairwise(sigmas), 1):
+        if not math.isfinite(high) or not low < high:
+            raise ValueError(
+                "Connect sigmas that fall from noise to image, as a scheduler node gives them (Flip Sigmas turns them "
+                f"round): here level {number} is {low:.4f}, behind {high:.4f}."
+            )
+    if sigmas[-1] != 0:
+        raise ValueError(
+            f"Connect sigmas that end at 0, where the photograph lies: these end at {sigmas[-1]:.4f} (of Split Sigmas "
+            "take the last part)."
+        )
+    least, most = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    if not least * (1 - NEAR) <= sigmas[0] <= most * (1 + NEAR):
+        raise ValueError(
+            f"Give the scheduler node the model that is inverted: its noise levels go from {least:.4f} to {most:.4f}, "
+            f"and the connected sigmas begin at {sigmas[0]:.4f}."
+        )
+    return [float(sigma) for sigma in reversed(sigmas)]

@@ -72,6 +72,7 @@ FIELDS = Table(
         "null_guidance": Maybe(Number(0, 1000)),
         "errors": Many(Number(0, 1e30), 0, MAX_STEPS),
         "weights": Text(64),
+        "connected": OneOf((True,)),
     },
     needed=("sigmas", "steps", "offset", "family", "prediction", "conditioning"),
 )
@@ -87,9 +88,12 @@ def check_fields(fields: Any) -> None:
     flow = fields["prediction"] == "flow"
     if flow != (fields["family"] in _FLOWS):
         refuse("inversion.prediction", shown(fields["prediction"]), f"what {fields['family']} predicts")
-    if not flow and sigmas[0] < LEAST_SIGMA:
+    connected = "connected" in fields
+    if connected and sigmas[0] != 0:
+        refuse("inversion.sigmas[0]", shown(sigmas[0]), "0, where a connected schedule ends")
+    if not (flow or connected) and sigmas[0] < LEAST_SIGMA:
         refuse("inversion.sigmas[0]", shown(sigmas[0]), f"at least {LEAST_SIGMA:g}")
-    levels = fields["steps"] + 1 if flow else len({0, *timesteps(fields["steps"], fields["offset"])})
+    levels = fields["steps"] + 1 if flow or connected else len({0, *timesteps(fields["steps"], fields["offset"])})
     if len(sigmas) != levels:
         told = f"{levels} levels, as {fields['steps']} steps with offset {fields['offset']} have"
         refuse("inversion.sigmas", f"a list of {len(sigmas)}", told)

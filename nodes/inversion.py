@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from comfy_api.latest import ui
+from torch import Tensor
 
 from ..host.schemas import io
 from ..inversion import report, store
@@ -60,6 +61,16 @@ def _flow_solver_input() -> io.Input:
     )
 
 
+def _sigmas_input() -> io.Input:
+    """A schedule in the place of the model's own."""
+    return io.Sigmas.Input(
+        "sigmas",
+        optional=True,
+        tooltip="A schedule of a scheduler node for this model, which the edit then follows too. Steps and schedule "
+        "are not used with it.",
+    )
+
+
 class InvertNode(io.ComfyNode):
     """DDIM inversion of a photograph."""
 
@@ -98,6 +109,7 @@ class InvertNode(io.ComfyNode):
                 _fine_steps_input(),
                 _flow_iterations_input(),
                 _flow_solver_input(),
+                _sigmas_input(),
             ],
             outputs=[
                 InversionSocket.Output(
@@ -118,8 +130,10 @@ class InvertNode(io.ComfyNode):
         fine_steps: int = 0,
         flow_iterations: int = 3,
         flow_solver: str = FIXED_POINT,
+        sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
-        ddim = DDIMInversion(steps, OFFSETS[schedule], fine_steps, flow_iterations, FLOW_CHOICES[flow_solver])
+        solver, given = FLOW_CHOICES[flow_solver], None if sigmas is None else tuple(sigmas.flatten().tolist())
+        ddim = DDIMInversion(steps, OFFSETS[schedule], fine_steps, flow_iterations, solver, given)
         return io.NodeOutput(report.begun(ddim, model, latent, source, disk_cache))
 
 

@@ -186,7 +186,7 @@ def _end(schedule: Sequence[float], start: int, last: float) -> int:
     """
     if last <= schedule[-1] * (1 + MATCH):
         return len(schedule) - 1
-    end = min(range(len(schedule)), key=lambda i: abs(math.log(schedule[i] / last)))
+    end = min((i for i, sigma in enumerate(schedule) if sigma > 0), key=lambda i: abs(math.log(schedule[i] / last)))
     if end <= start:
         raise ValueError(
             f"Let this sampler end later: from sigma {schedule[start]:.3f}, where it starts, to {last:.3f}, where it "

@@ -13,7 +13,7 @@ import every_method
 import worlds
 from cases import Call, Case, Ref
 from hypothesis import strategies as st
-from worlds import Image, Latent, Mask, Text, World
+from worlds import Image, Latent, Mask, Sigmas, Text, World
 
 WORDS = ("a", "cat", "dog", "red", "on", "mat", "the", "house", "cat", "bright", "photo")
 ODD_TEXTS = (
@@ -232,6 +232,9 @@ class Drawing:
         """What a run has left, and what tells which run it was."""
         if kind in {"*", "LATENT,IMAGE"}:
             return self.among(self.made["sampled"][-1], self.made["sampled"][0], self.inversion)
+        if kind == "SIGMAS":
+            scheduler, steps = self.among("simple", "karras", "normal"), self.among(2, 3)
+            return Sigmas(scheduler, steps, self.one_in(20)) if self.one_in(3) else None
         if kind == "AEDIT_MASKS,MASK":
             return self.edit_masks("Composite") if self.one_in(2) else self.mask()
         return {"CLIP": Ref("clip"), "VAE": Ref("vae")}.get(kind) or self.made[kind][-1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import comfy.samplers
 import tiny
 import tiny_clip
 import tiny_joint
@@ -117,6 +118,21 @@ class Given(ABC):
 
 def _random(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Sigmas(Given):
+    """A SIGMAS of the world's own model, as BasicScheduler gives it, or turned round."""
+
+    scheduler: str = "simple"
+    steps: int = 2
+    turned: bool = False
+
+    def make(self, world: World) -> Any:
+        found = comfy.samplers.calculate_sigmas(
+            world.model.get_model_object("model_sampling"), self.scheduler, self.steps
+        )
+        return found.flip(0) if self.turned else found
 
 
 @dataclass(frozen=True)
