@@ -14,6 +14,7 @@ from bundle import load, transformer
 from measure import (
     drawing,
     editing,
+    flow_inversion_evaluation,
     injection_methods,
     inversion_evaluation,
     mag_evaluation,
@@ -56,6 +57,13 @@ def _inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]
     return inversion_evaluation.as_results(rows), inversion_evaluation.table(rows)
 
 
+def _flow_inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
+    rows = list(flow_inversion_evaluation.measure(setup, options.count))
+    text = flow_inversion_evaluation.table(rows)
+    print(text)
+    return [asdict(row) for row in rows], text
+
+
 def _masks(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
     found = mask_evaluation.measure(setup, options)
     by_task = [[cost for cost in found if cost.task == name] for name in mask_evaluation.TASKS]
@@ -83,6 +91,7 @@ PARTS: dict[str, Part] = {
     "edits": _edits,
     "variations": _variations,
     "inversions": _inversions,
+    "flow_inversions": _flow_inversions,
     "masks": _masks,
     "maps": _maps,
     "mag": _mag,
@@ -98,6 +107,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
     parser.add_argument("--variations", action="store_true", help="what shares of fresh noise make of CPAM")
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
+    parser.add_argument("--flow-inversions", action="store_true", help="round trips of a transformer's inversions")
     parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")
     parser.add_argument("--maps", action="store_true", help="how well attention maps find objects; only if asked for")
     parser.add_argument("--mag", action="store_true", help="MAG-Edit among objects of one shape")
