@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 LATENT_CHANNELS = 4
+FRAMED = 5
+"""Axes of a latent with one of frames."""
 CELL = 8
 """Pixels along the side of a cell of the latent; the autoencoder rounds an image's sides down to multiples of it."""
 
@@ -58,16 +60,24 @@ def check_latent(latent: dict[str, Any], place: str = "Inversion", model: Any = 
     Args:
         model: host MODEL whose latent it must be; None for an SD model's.
 
+    Returns:
+        the samples; where the model's latents have an axis of frames (Qwen-Image), (B, C, 1, h, w) with it.
+
     Raises:
-        ValueError: not a (B, C, h, w) latent of the model's channels, or it holds NaN or infinity.
+        ValueError: not a (B, C, h, w) latent of the model's channels, more than one frame, or it holds NaN or infinity.
     """
-    samples, channels = latent["samples"], LATENT_CHANNELS
+    samples, channels, frames = latent["samples"], LATENT_CHANNELS, False
     if model is not None:
-        channels = model.get_model_object("latent_format").latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+        form = model.get_model_object("latent_format")
+        channels, frames = form.latent_channels, form.latent_dimensions == FRAMED - 2
+    if frames and samples.ndim == FRAMED - 1:  # an empty latent, to which the host adds the axis in sampling
+        samples = samples.unsqueeze(2)
+    shape = f"(B, {channels}, {'1, ' if frames else ''}h, w)"
+    right = samples.ndim == (FRAMED if frames else FRAMED - 1) and (not frames or samples.shape[2] == 1)
+    if not right or samples.shape[1] != channels:
         raise ValueError(
-            f"{place} needs the latent of this model's images, shape (B, {channels}, h, w), not "
-            f"{tuple(samples.shape)}. Connect VAE Encode with this model's own VAE."
+            f"{place} needs the latent of this model's images, shape {shape}, not {tuple(latent['samples'].shape)}. "
+            "Connect VAE Encode with this model's own VAE."
         )
     if not torch.isfinite(samples).all():
         raise ValueError(
@@ -75,6 +85,11 @@ def check_latent(latent: dict[str, Any], place: str = "Inversion", model: Any = 
             "--fp32-vae or load another VAE, and encode the image again."
         )
     return samples
+
+
+def over_frames(cells: Tensor, like: Tensor) -> Tensor:
+    """Cells (B, 1, h, w) of latents, as they broadcast with latents that may have an axis of frames."""
+    return cells.unsqueeze(2) if like.ndim == FRAMED else cells
 
 
 def latent_of(model: Any, z: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ CHROMA = _flux("Chroma", 19, 38)
 SD3 = Transformer("SD3", (("double", "joint_blocks", 24),), numbered=False)
 ZIMAGE = Transformer("Z-Image", (("double", "layers", 30),), behind_text=True)
 LUMINA2 = Transformer("Lumina 2", (("double", "layers", 26),), behind_text=True)
-TRANSFORMERS = (FLUX1, FLUX2, CHROMA, SD3, ZIMAGE, LUMINA2)
+QWEN = Transformer("Qwen-Image", (("double", "transformer_blocks", 60),))
+"""Its latents have an axis of frames, of which there is one."""
+TRANSFORMERS = (FLUX1, FLUX2, CHROMA, SD3, ZIMAGE, LUMINA2, QWEN)
 _BY_CONFIG = {
     "Flux": FLUX1,
     "FluxSchnell": FLUX1,
@@ -87,6 +89,7 @@ _BY_CONFIG = {
     "SD3": SD3,
     "ZImage": ZIMAGE,
     "Lumina2": LUMINA2,
+    "QwenImage": QWEN,
 }
 _OTHERS = ("FluxInpaint", "ChromaRadiance", "ZImagePixelSpace")
 """Configurations that derive from those above, and are not of their kind."""
@@ -102,7 +105,7 @@ def transformer_of(config: type) -> Transformer | None:
 
 def width_of(network: Any) -> int:
     """Channels of a transformer's tokens, which its keys and values have too."""
-    return int(network.hidden_size if hasattr(network, "hidden_size") else network.dim)
+    return int(next(getattr(network, name) for name in ("hidden_size", "dim", "inner_dim") if hasattr(network, name)))
 
 
 def image_pads(network: Any, tokens: int) -> int:

@@ -69,7 +69,7 @@ def invert_step(
         best, found = _where(better, guess, best), _where(better, landed, found)
         error = torch.where(better, residual, error)
         reach = torch.where(is_open & ~better, reach / 2, reach)
-        guess = torch.lerp(best, found, reach[:, None, None, None])
+        guess = torch.lerp(best, found, reach.view(-1, *[1] * (z.ndim - 1)))
         residuals.append(float(error.max()))
         if residuals[-1] <= tolerance:
             break
@@ -78,7 +78,7 @@ def invert_step(
 
 def _where(images: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Latents (B, C, h, w): a of the images that a (B,) bool selects, b of the others."""
-    return torch.where(images[:, None, None, None], a, b)
+    return torch.where(images.view(-1, *[1] * (a.ndim - 1)), a, b)
 
 
 def refine(

@@ -94,6 +94,7 @@ class Origin(ABC):
                 f"{kind}."
             )
         samples = check_latent(latent, self.name, model)
+        latent = {**latent, "samples": samples}
         positive = with_source_guidance(model, positive)
         sampling, given = model.get_model_object("model_sampling"), self.connected()
         sigmas = levels(sampling, self.steps, self.offset) if given is None else connected_levels(sampling, given)

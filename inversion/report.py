@@ -35,8 +35,11 @@ def check(
         the reconstruction (B, H, W, 3), the plot (1, h, w, 3), both in 0..1, and a report.
     """
     result = reconstruct(model, inversion, guidance, negative)
-    image = vae.decode(result.latent)
-    reference = vae.decode(latent_of(model, inversion.latents[0]))
+    image, reference = (
+        # of latents with an axis of frames the host's autoencoder makes (B, 1, H, W, 3)
+        vae.decode(latent).flatten(0, -4)
+        for latent in (result.latent, latent_of(model, inversion.latents[0]))
+    )
     value = psnr(image, reference)
     text = (
         f"{inversion.describe()}\n"

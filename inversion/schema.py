@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..host.families import FAMILIES, JOINT_FAMILIES, LATENT_CHANNELS, SDXL
 from ..host.marks import STATES
+from ..host.transformers import QWEN
 from .learned import LEARNED, LEARNED_PLACES, LEARNED_VECTORS, TOKEN_KEYS
 from .rules import Many, Maybe, Number, OneOf, SchemaError, Table, Text, known, refuse, shown
 from .schedule import MAX_STEPS, timesteps
@@ -131,10 +132,11 @@ def _bounds(
     batch = (1, shapes["latents"][1]) if len(shapes["latents"]) > 1 else (1,)
     # A transformer's latents are of its own autoencoder: 4 (the demo's), 16 or 128 channels.
     channels = range(1, LARGEST_CHANNELS + 1) if fields["family"] in _FLOWS else (LATENT_CHANNELS,)
+    frames = ((1,),) if fields["family"] == QWEN.name else ()
     tokens, width = range(1, 1 << 16), range(1, 1 << 14)
     own = shapes["conditioning.0.states"][-1:] or (0,)
     found: dict[str, tuple[range | tuple[int, ...], ...]] = {
-        "latents": ((levels,), range(1, LARGEST_BATCH + 1), channels, side, side),
+        "latents": ((levels,), range(1, LARGEST_BATCH + 1), channels, *frames, side, side),
         "conditioning.0.states": (batch, tokens, width),
     }
     found |= {name: ((1, levels - 1), batch, tokens, own) for name in STEP_TEXTS.values()}

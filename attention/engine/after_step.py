@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...host.models import over_frames
 from .control import LatentControl, Slopes
 from .moment import Moment
 
 
 def keep_source(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     """z = M z + (1 - M) z*: latents (B, C, h, w), of which the mask (B, 1, h, w) leaves the source where it is 0."""
-    return torch.lerp(source.to(x).expand_as(x), x, mask)
+    return torch.lerp(source.to(x).expand_as(x), x, over_frames(mask, x))
 
 
 class SourceAfterStep(LatentControl, ABC):

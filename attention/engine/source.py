@@ -140,5 +140,5 @@ def with_source(run: Run, call: Call, x: Tensor) -> Tensor:
         return x
     x = x.clone()
     for _, _, rows in call.sources:
-        x[rows] = packed.to(x).expand(len(rows), -1, -1, -1)
+        x[rows] = packed.to(x).expand(len(rows), *x.shape[1:])
     return x

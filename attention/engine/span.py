@@ -163,7 +163,7 @@ def _own_start(plan: Plan, latent_format: Any, like: Tensor, place: int, noise: 
         raise ValueError("Connect Edit Setup's model to the sampler: this one has a schedule without an inversion.")
     start = latent_format.process_out(_begun(plan, inversion, schedule[place], len(like), noise))
     if start.shape[0] == 1:
-        start = start.expand(like.shape[0], -1, -1, -1)
+        start = start.expand(like.shape[0], *start.shape[1:])
     if start.shape != like.shape:
         raise ValueError(
             f"The sampler's latent has shape {tuple(like.shape)}, but the inverted image's has {tuple(start.shape)}. "

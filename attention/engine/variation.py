@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...host.guider import noise_like
+from ...host.models import over_frames
 from ...inversion.record import Inversion
 
 
@@ -54,4 +55,4 @@ class Variation:
                 f"Give Edit Setup one variation_mask, or one for each image: it has {self.cells.shape[0]}, and the "
                 f"sampler runs {batch} images."
             )
-        return torch.where(self.cells, mixed, own)
+        return torch.where(over_frames(self.cells, own), mixed, own)

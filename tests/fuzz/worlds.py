@@ -13,7 +13,7 @@ import tiny
 import tiny_clip
 import tiny_joint
 import torch
-from attention_edit.host.models import CELL
+from attention_edit.host.models import CELL, FRAMED
 
 JOINT = tuple(tiny_joint.CONFIGS)
 """Kinds of transformers."""
@@ -23,7 +23,8 @@ class _Vae:
     """An autoencoder's two ways as plain enlarging and shrinking, for three of the channels."""
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """A latent (B, C, h, w) as an image (B, 8h, 8w, 3) in 0..1."""
+        """A latent (B, C, h, w), of Qwen-Image (B, C, 1, h, w), as an image (B, 8h, 8w, 3) in 0..1."""
+        latent = latent[:, :, 0] if latent.ndim == FRAMED else latent
         large = torch.nn.functional.interpolate(latent[:, :3].float(), scale_factor=CELL, mode="nearest")
         return large.sigmoid().movedim(1, -1)
 

@@ -101,6 +101,17 @@ _ZIMAGE = _LUMINA2 | {
     "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }
+_QWEN: dict[str, Any] = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 4,
+    "joint_attention_dim": CONTEXT,
+    "axes_dims_rope": [4, 6, 6],
+    "patch_size": 2,
+}
 CONFIGS = {
     "Flux": _FLUX,
     "FluxSchnell": _FLUX | {"guidance_embed": False},
@@ -109,6 +120,7 @@ CONFIGS = {
     "SD3": _SD3,
     "ZImage": _ZIMAGE,
     "Lumina2": _LUMINA2,
+    "QwenImage": _QWEN,
 }
 """By the host's configuration, the arguments of its network."""
 
@@ -144,10 +156,11 @@ def joint_prompt(seed: int, kind: str = "Flux", tokens: int = 12, **options: Any
 
 
 def joint_latent(seed: int, kind: str = "Flux", batch: int = 1, side: int | None = None) -> Tensor:
-    """A latent as sockets carry it; Z-Image's of so many tokens that it needs no pads."""
+    """A latent as sockets carry it; Z-Image's of so many tokens that it needs no pads, Qwen-Image's with a frame."""
     side = side or (16 if kind == "ZImage" else 8)
     channels = 128 if kind == "Flux2" else 16
-    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(seed))
+    shape = (batch, channels, 1, side, side) if kind == "QwenImage" else (batch, channels, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def joint_inversion(model: Any, kind: str = "Flux", batch: int = 1, steps: int = 4, iterations: int = 3) -> Inversion:

@@ -14,14 +14,14 @@ from every_method import WHOLE, kinds_of_control
 from house import PACK
 
 NAMES = {"Flux": "Flux.1", "FluxSchnell": "Flux.1", "Flux2": "Flux.2", "Chroma": "Chroma", "SD3": "SD3"}
-NAMES |= {"ZImage": "Z-Image", "Lumina2": "Lumina 2"}
+NAMES |= {"ZImage": "Z-Image", "Lumina2": "Lumina 2", "QwenImage": "Qwen-Image"}
 
 
 @pytest.mark.parametrize("kind", list(tiny_joint.CONFIGS))
 def test_blocks_are_counted_on_the_model(kind):
     model = tiny_joint.joint_model(kind)
     family, config = family_of(model), tiny_joint.CONFIGS[kind]
-    double = [("double", i) for i in range(config.get("depth") or config["n_layers"])]
+    double = [("double", i) for i in range(next(config[n] for n in ("depth", "n_layers", "num_layers") if n in config))]
     single = [("single", i) for i in range(config.get("depth_single_blocks", 0))]
     assert [layer.block for layer in family.layers] == double + single
     assert {layer.scale for layer in family.layers} == {config["patch_size"]}
@@ -63,9 +63,10 @@ def test_latents_are_of_the_models_own_channels():
 
 def test_other_transformers_are_refused_with_the_list_of_what_works():
     model = tiny_joint.joint_model("Flux")
-    model.model.model_config = type("QwenImage", (), {})()
+    model.model.model_config = type("HunyuanVideo", (), {})()
     with pytest.raises(
-        ValueError, match=r"QwenImage.*SD1\.x, SD2\.x, SDXL, Flux\.1, Flux\.2, Chroma, SD3, Z-Image, Lumina 2"
+        ValueError,
+        match=r"HunyuanVideo.*SD1\.x, SD2\.x, SDXL, Flux\.1, Flux\.2, Chroma, SD3, Z-Image, Lumina 2, Qwen-Image",
     ):
         family_of(model)
 
