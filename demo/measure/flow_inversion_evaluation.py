@@ -82,7 +82,8 @@ def _taken_back(setup: Setup, inversion: Any, back: str, solver: Any) -> Tensor:
     noise = inversion.latents[-1] / sigmas[0]
     sampler, levels = comfy.samplers.sampler_object(back), torch.tensor(sigmas)
     out = guider.sample(noise, torch.zeros_like(noise), sampler, levels, disable_pbar=True, seed=0)
-    return setup.model.get_model_object("latent_format").process_in(out.cpu())
+    latent_format: Any = setup.model.get_model_object("latent_format")
+    return latent_format.process_in(out.cpu())
 
 
 def measure(setup: Setup, count: int, all_steps: Sequence[int] = STEPS) -> Iterator[RoundTrip]:
