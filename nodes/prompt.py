@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ..attention.words.prompt import read_prompt
@@ -23,7 +22,7 @@ class PromptNode(io.ComfyNode):
             "stand, so that other nodes can show, weigh or swap a word by its name.",
             search_aliases=["clip text encode", "token index", "word tokens", "prompt tokens", "text prompt"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Text encoder of an SD1.x, SD2.x or SDXL checkpoint."),
+                io.Clip.Input("clip", tooltip="Text encoder of the checkpoint, or of Load CLIP."),
                 io.String.Input(
                     "text",
                     default="",
@@ -54,7 +53,7 @@ class PromptNode(io.ComfyNode):
             from ..attention.methods.dpl.target import with_learned_words
 
             conditioning = with_learned_words(clip, prompt, conditioning, learned_words)
-        return io.NodeOutput(conditioning, replace(prompt, states=conditioning[0][0]))
+        return io.NodeOutput(conditioning, prompt.encoded(conditioning[0][0]))
 
 
 NODES = [PromptNode]

@@ -46,7 +46,7 @@ MAY_TOUCH_HOST = {
     "attention/engine": "everything",
     "nodes": "everything",
     "__init__.py": "the extension's entry",
-    "attention/words/prompt.py": "reads prompts with the host's own grammar",
+    "attention/words/tokenizer.py": "reads prompts with the host's own grammar",
     "inversion/store.py": "files in the host's folders",
     "inversion/cache.py": "the cache in the host's folders",
     "inversion/file_format.py": "asks the host how much memory is free",

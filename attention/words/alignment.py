@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from .lines import split_words
-from .prompt import Prompt, PromptWord
+from .prompt import Prompt
+from .tokens import PromptWord, Token
 
 CHUNK = 77
-"""Places of one part of a prompt; the host gives longer ones as several."""
+"""Places of one part of a prompt of CLIP's; the host gives longer ones as several."""
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Positions in the source prompt, and those in the target prompt that they go to."""
 
@@ -74,28 +75,27 @@ def align(source: Sequence[int], target: Sequence[int]) -> list[int | None]:
 
 
 def live_positions(prompt: Prompt) -> list[int]:
-    """Positions up to the first end token of each part: begin, words and end, without padding."""
-    content, found = set(prompt.content), []
-    for start in range(0, prompt.length, CHUNK):
-        places = range(start, min(start + CHUNK, prompt.length))
-        last = max((p for p in places if p in content), default=start)
-        found += [p for p in places if p <= last + 1]
-    return found
+    """Positions of all tokens but padding: begin, words and end of each part, and what is around the words."""
+    return [token.position for token in prompt.tokens if not token.pad]
 
 
 def align_refined(source: Prompt, target: Prompt) -> TokenMap:
     """Words are added or taken away: tokens that both prompts have get the source's map, new ones keep their own.
 
-    Padding takes the source's map of the same place.
+    Padding takes the source's map of the same place. Text encoders that follow each other are aligned each for itself.
     """
-    before, after = live_positions(source), live_positions(target)
-    found = align([source.ids[p] for p in before], [target.ids[p] for p in after])
-    place: list[int | None] = [p if p < source.length else None for p in range(target.length)]
-    for position, index in zip(after, found, strict=True):
-        place[position] = None if index is None else before[index]
     transfer, keep = torch.zeros(source.length, target.length), torch.ones(target.length)
-    for position, origin in enumerate(place):
-        if origin is not None:
+    for old, new in zip(source.encoders, target.encoders, strict=False):
+        before, after = ([token for token in tokens if not token.pad] for tokens in (old, new))
+        found = align([token.key for token in before], [token.key for token in after])
+        order = -1 if old[0].pad or new[0].pad else 1  # pads ahead are counted from the words on
+        same = zip(old[::order], new[::order], strict=False)
+        origins = {token.position: origin.position for origin, token in same}
+        for token, index in zip(after, found, strict=True):
+            origins.pop(token.position, None)
+            if index is not None:
+                origins[token.position] = before[index].position
+        for position, origin in origins.items():
             transfer[origin, position], keep[position] = 1, 0
     return TokenMap(transfer, keep)
 
@@ -122,11 +122,16 @@ def align_swapped(source: Prompt, target: Prompt, compat: bool = False) -> Token
         )
     transfer = torch.zeros(source.length, target.length)
     pairs = list(zip(before, after, strict=True))
-    if compat:
-        _walk(transfer, [(_positions(old), _positions(new)) for old, new in pairs if not _same(old, new)])
-    else:
-        for old, new in [*(part for pair in pairs for part in _parts(*pair)), *_around(source, target)]:
-            _share(transfer, old, new)
+    for one, other in zip(source.encoders, target.encoders, strict=False):
+        if compat:
+            changed = [(_whole(old), _whole(new)) for old, new in pairs if not _same(old, new)]
+            here = transfer[one[0].position : one[-1].position + 1, other[0].position : other[-1].position + 1]
+            _walk(here, [(_inside(one, old, one[0]), _inside(other, new, other[0])) for old, new in changed])
+            continue
+        for old, new in [part for pair in pairs for part in _parts(*pair)]:
+            _share(transfer, _inside(one, old), _inside(other, new))
+        for a, b in _around(one, other):
+            transfer[a, b] = 1
     return TokenMap(transfer, torch.zeros(target.length))
 
 
@@ -139,8 +144,15 @@ def _written(words: Sequence[Sequence[PromptWord]]) -> str:
     return " ".join("".join(part.text for part in word) for word in words)
 
 
-def _positions(word: Sequence[PromptWord]) -> tuple[int, ...]:
-    return tuple(position for part in word for position in part.positions)
+def _whole(word: Sequence[PromptWord]) -> tuple[int, ...]:
+    """The positions of a word of several parts, each once."""
+    return tuple(dict.fromkeys(position for part in word for position in part.positions))
+
+
+def _inside(tokens: Sequence[Token], positions: Sequence[int], first: Token | None = None) -> tuple[int, ...]:
+    """Those of some positions that are one text encoder's; counted from its first token if that is given."""
+    start = 0 if first is None else first.position
+    return tuple(p - start for p in positions if tokens[0].position <= p <= tokens[-1].position)
 
 
 def _same(old: Sequence[PromptWord], new: Sequence[PromptWord]) -> bool:
@@ -148,9 +160,10 @@ def _same(old: Sequence[PromptWord], new: Sequence[PromptWord]) -> bool:
 
 
 def _parts(old: Sequence[PromptWord], new: Sequence[PromptWord]) -> list[Pair]:
-    """What of one word's tokens goes to what of another's."""
-    if len(old) != len(new):
-        return [(_positions(old), _positions(new))]
+    """What of one word's tokens goes to what of another's; parts that share a token are not told apart."""
+    shared = any(len(_whole(word)) < sum(len(part.positions) for part in word) for word in (old, new))
+    if shared or len(old) != len(new):
+        return [(_whole(old), _whole(new))]
     return [(a.positions, b.positions) for a, b in zip(old, new, strict=True)]
 
 
@@ -161,15 +174,25 @@ def _share(transfer: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
         transfer[torch.tensor(old)[:, None], torch.tensor(new)] = 1 / len(new)
 
 
-def _around(source: Prompt, target: Prompt) -> list[Pair]:
-    """Begin, end and padding of each part, place by place; where one prompt has more, the rest is left out."""
+def _around(source: Sequence[Token], target: Sequence[Token]) -> list[tuple[int, int]]:
+    """Begin, end, padding and template of each part, place by place from the words on; the rest is left out."""
+    found: list[tuple[int, int]] = []
+    for old, new in zip(_parts_of(source), _parts_of(target), strict=False):
+        (ahead, behind), (new_ahead, new_behind) = _sides(old), _sides(new)
+        found += zip(reversed(ahead), reversed(new_ahead), strict=False)
+        found += zip(behind, new_behind, strict=False)
+    return found
 
-    def parts(prompt: Prompt) -> list[list[int]]:
-        content, starts = set(prompt.content), range(0, prompt.length, CHUNK)
-        return [[p for p in range(s, min(s + CHUNK, prompt.length)) if p not in content] for s in starts]
 
-    both = zip_longest(parts(source), parts(target), fillvalue=[])
-    return [((a,), (b,)) for old, new in both for a, b in zip(old, new, strict=False)]
+def _parts_of(tokens: Sequence[Token]) -> list[list[Token]]:
+    return [list(part) for _, part in groupby(tokens, lambda token: token.part)]
+
+
+def _sides(part: Sequence[Token]) -> tuple[list[int], list[int]]:
+    """Positions ahead of a part's words and behind them."""
+    words = [i for i, token in enumerate(part) if token.word]
+    first, last = (words[0], words[-1] + 1) if words else (0, 0)
+    return [token.position for token in part[:first]], [token.position for token in part[last:]]
 
 
 def _walk(transfer: Tensor, changed: list[Pair]) -> None:

@@ -1,67 +1,27 @@
 """Words of a prompt and where they stand in the text that the network reads.
 
-The host's own tokenizer says what the tokens are, so weights, embeddings and long prompts are as it reads them. A
-word here is what a person calls one: letters and digits without a space between them, whatever the number of
-tokens; other signs stand for themselves.
+The text may be that of one encoder (SD1.x: CLIP, Flux.1 and Chroma: T5, Flux.2, Qwen-Image, Z-Image and Lumina 2: a
+language model), of two side by side (SDXL), or of several that follow each other, of which each has every word (SD3:
+CLIP, then T5).
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from itertools import accumulate, chain, groupby
 from typing import Any
 
-from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch import Tensor
 
-ENCODERS = ("l", "g", "h")
-"""The host's names of the text encoders of SD1.x, SDXL and SD2.x."""
+from .spelling import UNKNOWN
+from .tokenizer import Tokenizer, along_the_axis
+from .tokens import PromptWord, Token
 
-
-@dataclass(frozen=True)
-class Token:
-    """One place of the context's token axis.
-
-    Attributes:
-        position: index on that axis, 0 to length - 1.
-        key: the tokenizer's id; for a vector of an embedding a negative number, the same for the same vector.
-        word: the host's number of the piece of text or embedding that it comes from; 0 for begin, end and padding.
-        weight: as in "(red:1.2)".
-    """
-
-    position: int
-    key: int
-    word: int
-    weight: float
-
-    @property
-    def id(self) -> int | None:
-        """The tokenizer's id, None for a vector of an embedding."""
-        return self.key if self.key >= 0 else None
-
-
-@dataclass(frozen=True)
-class PromptWord:
-    """A word and the positions of its tokens; an embedding is one word.
-
-    Attributes:
-        text: as the tokenizer spells it (lower case), or "embedding:name".
-        keys: of its tokens, when it is an embedding, which is known by its vectors and not by its name.
-        attached: whether it stands behind the word before it without a space, as a comma does.
-    """
-
-    text: str
-    positions: tuple[int, ...]
-    keys: tuple[int, ...] = ()
-    attached: bool = False
-
-    def same(self, other: PromptWord) -> bool:
-        """Whether two words are the same text or the same embedding."""
-        return self.keys == other.keys and (bool(self.keys) or self.text == other.text)
+CLIP_ENCODERS = ("l", "g", "h")
+"""The host's names of the CLIP text encoders of SD1.x, SDXL and SD2.x, which stand side by side."""
+T5_ENCODER = "t5xxl"
+"""The host's name of T5, which stands behind CLIP's (SD3), or beside one of which only the summary is read (Flux.1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +32,7 @@ class Prompt:
         text: as it was given.
         tokens: one for every place of the context's token axis, in order.
         spelled: its words in order.
-        tokenizer: reads phrases as it read the prompt.
+        tokenizer: reads phrases as it read the prompt (the first one of several).
         states: (1, L, C), what the encoder made of it; None if it was only read.
     """
 
@@ -84,8 +44,30 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Places of the context's token axis, 77 for each part that the encoder reads."""
+        """Places of the context's token axis, 77 for each part that CLIP reads."""
         return len(self.tokens)
+
+    def encoded(self, states: Tensor) -> Prompt:
+        """The prompt with what the encoder made of it, states (1, L, C).
+
+        Qwen-Image's encoder leaves out how its template begins; those places are left out then.
+
+        Raises:
+            ValueError: the states are not those of the prompt's tokens.
+        """
+        cut = self.length - states.shape[1]
+        if cut < 0 or any(token.word for token in self.tokens[:cut]):
+            raise ValueError(
+                f"Connect the CLIP of the checkpoint itself: this one makes {states.shape[1]} text states of "
+                f"{self.length} tokens, so that it is not known which of them are a word's."
+            )
+        tokens = tuple(replace(token, position=token.position - cut) for token in self.tokens[cut:])
+        return replace(self, tokens=tokens, spelled=tuple(word.moved(-cut) for word in self.spelled), states=states)
+
+    @property
+    def encoders(self) -> tuple[tuple[Token, ...], ...]:
+        """The tokens of each of the text encoders whose texts follow each other."""
+        return tuple(tuple(tokens) for _, tokens in groupby(self.tokens, lambda token: token.encoder))
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -94,7 +76,7 @@ class Prompt:
 
     @property
     def content(self) -> tuple[int, ...]:
-        """Positions of all tokens that are neither begin, end nor padding."""
+        """Positions of all tokens that are neither begin, end, padding nor a template's."""
         return tuple(token.position for token in self.tokens if token.word)
 
     @property
@@ -122,11 +104,16 @@ class Prompt:
         wanted = self.tokenizer.read(phrase)[1]
         if not wanted:
             raise ValueError(f"Name a word of the prompt: {self._listed()}.")
+        if any(UNKNOWN in word.text for word in wanted):
+            raise ValueError(
+                f"Name another word, such as one in English letters: {phrase!r} has letters that the text encoder does "
+                f"not tell apart. The prompt's words are: {self._listed()}."
+            )
         found, at = [], 0
         while at + len(wanted) <= len(self.spelled):
             here = self.spelled[at : at + len(wanted)]
             if all(a.same(b) for a, b in zip(here, wanted, strict=True)):
-                found.append(tuple(p for word in here for p in word.positions))
+                found.append(tuple(dict.fromkeys(p for word in here for p in word.positions)))
                 at += len(wanted)
             else:
                 at += 1
@@ -158,115 +145,80 @@ class Prompt:
         return ", ".join(dict.fromkeys(self.words)) or "none, for it is empty"
 
 
-@dataclass(frozen=True, eq=False)
-class Tokenizer:
-    """A text encoder's tokenizer of the host.
-
-    Attributes:
-        host: what a CLIP calls its tokenizer.
-        encoder: which of its text encoders, one of ENCODERS.
-    """
-
-    host: Any = field(repr=False)
-    encoder: str
-
-    @cached_property
-    def _own(self) -> Any:
-        return getattr(self.host, f"clip_{self.encoder}")
-
-    def read(self, text: str) -> tuple[tuple[Token, ...], tuple[PromptWord, ...]]:
-        """The tokens and words of a text."""
-        chunks = self.host.tokenize_with_weights(text, True)[self.encoder]
-        tokens = _tokens(chunks)
-        return tokens, tuple(self._words(text, [token for token in tokens if token.word]))
-
-    def _words(self, text: str, content: list[Token]) -> Iterator[PromptWord]:
-        """Put tokens together that spell one word.
-
-        The tokenizer ends a token with </w> where its own words end. It cuts digits one by one and a word where
-        its weight changes; those are joined again where the text has no space between them.
-        """
-        segments = [unescape_important(segment) for segment, _ in token_weights(escape_important(text), 1.0)]
-        plain = unicodedata.normalize("NFC", "".join(segments)).lower()
-        last, cursor = PromptWord("", ()), 0
-        for word in self._pieces(segments, content):
-            place = plain.find(word.text.lower(), cursor)
-            behind = place == cursor and bool(last.positions)
-            cursor = cursor if place < 0 else place + len(word.text)
-            if behind and not last.keys and not word.keys and last.text[-1:].isalnum() and word.text[:1].isalnum():
-                last = PromptWord(last.text + word.text, last.positions + word.positions, (), last.attached)
-                continue
-            if last.positions:
-                yield last
-            last = replace(word, attached=behind)
-        if last.positions:
-            yield last
-
-    def _pieces(self, segments: list[str], content: list[Token]) -> Iterator[PromptWord]:
-        """The tokenizer's own words, and the embeddings."""
-        groups = list(self._groups(content))
-        names = [name for segment in segments for name in re.findall(r"(?:^|\s)embedding:([^\s<\[]+)", segment)]
-        if len(names) != sum(group[0].id is None for group in groups):
-            names = ["?"] * len(groups)  # one of them is not installed, and the host leaves it out
-        for group in groups:
-            positions, keys = tuple(t.position for t in group), tuple(t.key for t in group)
-            if group[0].id is None:
-                yield PromptWord(f"embedding:{names.pop(0).rstrip(',')}", positions, keys)
-            else:
-                yield PromptWord(self._own.tokenizer.decode(list(keys)).strip(), positions)
-
-    def _groups(self, content: list[Token]) -> Iterator[list[Token]]:
-        """Cut tokens where the tokenizer's own words or embeddings end."""
-        group: list[Token] = []
-        for token in content:
-            if group and (group[-1].word != token.word or self._ends(group[-1])):
-                yield group
-                group = []
-            group.append(token)
-        if group:
-            yield group
-
-    def _ends(self, token: Token) -> bool:
-        return token.id is not None and self._own.inv_vocab[token.id].endswith(("</w>", "|>"))
-
-
-def _tokens(chunks: list[list[tuple[Any, float, int]]]) -> tuple[Token, ...]:
-    flat = [entry for chunk in chunks for entry in chunk]
-    return tuple(Token(i, _key(value), word, float(weight)) for i, (value, weight, word) in enumerate(flat))
-
-
-def _key(value: Any) -> int:
-    """A token's id, or a negative number made of an embedding's vector (C,)."""
-    if isinstance(value, Tensor):
-        return -1 - zlib.crc32(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return int(value)
-
-
 def read_prompt(clip: Any, text: str) -> Prompt:
     """The words of a text as a host CLIP reads it.
 
     Raises:
-        ValueError: a CLIP of another family, or an embedding that does not fit the text encoders.
+        ValueError: a CLIP of an unknown kind, an embedding that does not fit the text encoders, or text encoders that
+            cut the prompt into different words.
     """
-    chunks = clip.tokenize(text, return_word_ids=True)
-    encoders = [name for name in chunks if name in ENCODERS and hasattr(clip.tokenizer, f"clip_{name}")]
-    if not encoders or len(encoders) != len(chunks):
+    chunks, read = clip.tokenize(text, return_word_ids=True), []
+    for beside in _text_encoders(clip, tuple(chunks)):
+        for name in beside:
+            _check_embeddings(clip, name, chunks[name])
+        layouts = {tuple(entry[2] for chunk in chunks[name] for entry in chunk) for name in beside}
+        if len(layouts) > 1:
+            raise ValueError(
+                "The two text encoders place the prompt's words differently, because an embedding has more vectors for "
+                "one than for the other. Use an embedding made for this model."
+            )
+        read.append(Tokenizer(clip.tokenizer, beside[0], getattr(clip, "tokenizer_options", {})))
+    tokens, words = zip(*(tokenizer.read(text) for tokenizer in read), strict=True)
+    return Prompt(text, along_the_axis(tokens), _together(tokens, words), read[0])
+
+
+def _together(tokens: Sequence[Sequence[Token]], words: Sequence[Sequence[PromptWord]]) -> tuple[PromptWord, ...]:
+    """The words of text encoders whose texts follow each other, with their tokens in all of them.
+
+    Raises:
+        ValueError: they cut the prompt into different words.
+    """
+    if len({len(own) for own in words}) > 1:
+        told = " and ".join(" ".join(word.text for word in own) or "nothing" for own in words)
         raise ValueError(
-            f"Prompt with Words knows the text encoders of SD1.x, SD2.x and SDXL; this CLIP has {', '.join(chunks)}. "
-            "Connect the CLIP of such a checkpoint."
+            f"Write the prompt in plain letters, without signs that only one of the text encoders knows: they cut it "
+            f"into different words, {told}."
         )
-    for name in encoders:
-        _check_embeddings(clip, name, chunks[name])
-    read = {name: _tokens(chunks[name]) for name in encoders}
-    layouts = {tuple(token.word for token in tokens) for tokens in read.values()}
-    if len(layouts) > 1:
+    firsts = [0, *accumulate(map(len, tokens))]
+    together = []
+    for each in zip(*words, strict=True):
+        places = [word.moved(first).positions for word, first in zip(each, firsts, strict=False)]
+        together.append(replace(each[0], positions=tuple(chain(*places))))
+    return tuple(together)
+
+
+def _text_encoders(clip: Any, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The text encoders along the token axis, those side by side together.
+
+    Raises:
+        ValueError: an unknown kind of CLIP, or one without any weights.
+    """
+    clips = tuple(name for name in names if name in CLIP_ENCODERS)
+    others = tuple(name for name in names if name not in CLIP_ENCODERS)
+    along = [clips, others]
+    if others and (len(others) > 1 or (clips and others != (T5_ENCODER,))):
+        along = []
+    elif others and len(clips) == 1:
+        along = [others]
+    found = [tuple(name for name in beside if _is_there(clip, name)) for beside in along]
+    if not any(found):
         raise ValueError(
-            "The two text encoders place the prompt's words differently, because an embedding has more vectors for "
-            "one than for the other. Use an embedding made for this model."
+            "Connect the CLIP of SD1.x, SD2.x, SDXL, SD3, Flux, Chroma, Qwen-Image, Z-Image or Lumina 2, whose words "
+            f"can be told apart: this CLIP has {', '.join(names)}."
         )
-    tokenizer = Tokenizer(clip.tokenizer, encoders[0])
-    tokens, words = tokenizer.read(text)
-    return Prompt(text, tokens, words, tokenizer)
+    return [beside for beside in found if beside]
+
+
+def _is_there(clip: Any, encoder: str) -> bool:
+    """Whether a CLIP has a text encoder, and its weights: SD3's may be loaded without one of its three."""
+    read = any(hasattr(clip.tokenizer, name) for name in (f"clip_{encoder}", encoder))
+    return read and _of_encoder(clip, encoder, True) is not None
+
+
+def _of_encoder(clip: Any, encoder: str, missing: Any = None) -> Any:
+    """A CLIP's text encoder by the host's name."""
+    model = getattr(clip, "cond_stage_model", None)
+    return getattr(model, f"clip_{encoder}", getattr(model, encoder, missing))
 
 
 def _check_embeddings(clip: Any, encoder: str, chunks: list[list[tuple[Any, float, int]]]) -> None:
@@ -274,7 +226,7 @@ def _check_embeddings(clip: Any, encoder: str, chunks: list[list[tuple[Any, floa
     widths = {value.shape[-1] for chunk in chunks for value, *_ in chunk if isinstance(value, Tensor)}
     if not widths:
         return
-    own = getattr(clip.cond_stage_model, f"clip_{encoder}").transformer.get_input_embeddings().weight.shape[-1]
+    own = _of_encoder(clip, encoder).transformer.get_input_embeddings().weight.shape[-1]
     if widths != {own}:
         raise ValueError(
             f"An embedding in the prompt has vectors of {', '.join(map(str, sorted(widths)))} numbers, but text "
