@@ -23,6 +23,7 @@ class Transformer:
         numbered: whether the host tells attention in which block it is.
         vital: blocks that shape the picture most, where a paper lists them.
         behind_text: whether the image's position begins where the prompt ends, so that it depends on its length.
+        fills_ahead: whether a short prompt's text is filled up ahead of it, and not behind.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Transformer:
     numbered: bool = True
     vital: tuple[tuple[str, int], ...] = ()
     behind_text: bool = False
+    fills_ahead: bool = False
 
     @property
     def places(self) -> tuple[BlockPlace, ...]:
@@ -73,7 +75,7 @@ def _flux(name: str, double: int, single: int, **more: Any) -> Transformer:
 _VITAL = (*(("double", i) for i in (0, 1, 17, 18)), *(("single", i) for i in (6, 9, 34, 35, 37)))
 """Stable Flow (Avrahami et al. 2025, section 3.2 and its released code), for Flux.1 dev."""
 FLUX1 = _flux("Flux.1", 19, 38, vital=_VITAL)
-FLUX2 = _flux("Flux.2", 8, 48, side=64, patch=1, cell=16)
+FLUX2 = _flux("Flux.2", 8, 48, side=64, patch=1, cell=16, fills_ahead=True)
 CHROMA = _flux("Chroma", 19, 38)
 SD3 = Transformer("SD3", (("double", "joint_blocks", 24),), numbered=False)
 ZIMAGE = Transformer("Z-Image", (("double", "layers", 30),), behind_text=True)

@@ -115,6 +115,7 @@ class Act:
         own_half: each half of guidance reads its own half of the source. Costs a second source row per step, unless
             the source prompt is the negative prompt (both empty, as for photographs): then the halves are the same.
         how: how it stands to what was there.
+        whole: whether on joint attention it says which text is read too, so that acts on the text's share exclude it.
         contexts: further texts (1 or B, L, C) by name, which the cross layers shall project to keys and values, given
             the moment and the control's state.
     """
@@ -130,6 +131,7 @@ class Act:
     of: str = ""
     own_half: bool = False
     how: How = How.REPLACES
+    whole: bool = False
     contexts: Callable[[Moment, Any], Mapping[str, Tensor]] | None = None
 
     @property
@@ -144,7 +146,8 @@ class Act:
     def excludes(self, other: Act, steps: int | None) -> tuple[Layer, ...]:
         """Layers whose attention both compute anew at the same time."""
         replaces = self.how is other.how is How.REPLACES
-        apart = self.at is not other.at or not self.during.overlaps(other.during, steps)
+        whole = (self.whole and other.at is Site.CROSS) or (other.whole and self.at is Site.CROSS)
+        apart = not (self.at is other.at or whole) or not self.during.overlaps(other.during, steps)
         if not replaces or self.on != other.on or apart:
             return ()
         return tuple(layer for layer in self.layers if layer in other.layers)

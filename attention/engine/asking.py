@@ -40,7 +40,7 @@ class Asking:
     Attributes:
         call, group: whose rows they are. site, layer: where. shape: (h, w) of the feature map.
         q, k, v, heads, attend, extra: see `AttentionCall`.
-        fitted: see `read_features`.
+        fitted: see `read_features`. fills_ahead: see `AttentionCall`.
     """
 
     call: Call
@@ -55,6 +55,7 @@ class Asking:
     attend: Attend
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
     fitted: Callable[[Features], Features] = as_kept
+    fills_ahead: bool = False
     _sources: dict[tuple[str, bool], SourceRows | None] = field(default_factory=dict)
 
     def ask(self, own: Own) -> Own:
@@ -87,6 +88,7 @@ class Asking:
             state=None if control is None else run.states.get(control),
             heads=self.heads,
             lengths=tuple(n or self.k.shape[1] for n in self.group.lengths),
+            fills_ahead=self.fills_ahead,
             extra=self.extra,
             guiding=run.reading is not None,
             rewrite=run.rewritten,

@@ -16,9 +16,11 @@ from .moment import Moment
 Attend = Callable[..., Tensor]
 """Attention: q (R, N, C), k and v (R, L, C), heads side by side in C, to (R, N, C); last a mask to add (R, N, L).
 
-On a transformer's joint attention these are the image's, and the text's keys and values stand beside them. Two further
-arguments say which, and mean nothing on UNets: `rows`, the slice of the target's rows that q, k and v are of, and
-`text`, whether the text is the rows' "own" or the "source"'s."""
+On a transformer's joint attention k and v are the image's (self) or the words' (cross), and what they are not stands
+beside them: keys and values of the text beside the image's, keys of the image, with values of zero, beside the words'.
+Two further arguments say which, and mean nothing on UNets: `rows`, the slice of the target's rows that q, k and v are
+of, and `text`, whether the text in this attention is the rows' "own" or the "source"'s. Where an act changes the words'
+share, self acts are handed the image's share only: the values of the words are zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +28,19 @@ class Features:
     """Queries, keys and values of one attention: q (R, N, C), k and v (R, L, C), heads side by side in C.
 
     None stands for a part that no act reads (`Act.reads`), and that is therefore not kept. `ahead` counts the text's
-    tokens before the image's, on which a transformer's positions may depend.
+    tokens before the image's, on which a transformer's positions may depend; `words` are the prompt's own among them.
     """
 
     q: Tensor | None = None
     k: Tensor | None = None
     v: Tensor | None = None
     ahead: int = 0
+    words: int = 0
+
+
+def place_of_words(words: int, length: int, fills_ahead: bool) -> slice:
+    """Where a prompt's own tokens stand in a text of some length."""
+    return slice(length - words, length) if fills_ahead else slice(words)
 
 
 class SourceRows:
@@ -110,8 +118,8 @@ class AttentionCall:
             hold the source's own L tokens. See `from_source`.
         state: of the control in this run, what its `begin` has made.
         heads: attention heads that lie side by side in C.
-        lengths: per chunk, the number of its prompt's own text tokens. The host repeats prompts to a common
-            length; the first `lengths[i]` tokens of k and v hold all that there is.
+        lengths: per chunk, the number of its prompt's own text tokens; see `text`.
+        fills_ahead: whether what fills a text up stands ahead of its prompt.
         extra: keys and values (R, L, C) of the contexts that controls asked for, in cross-attention.
         guiding: part of a pass that is made for a gradient, and none of the run's own.
         rewrite: what all controls make of a cross-attention map: given the call, the source's map and the target's
@@ -132,6 +140,7 @@ class AttentionCall:
     state: Any = None
     heads: int = 1
     lengths: tuple[int, ...] = ()
+    fills_ahead: bool = False
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
     guiding: bool = False
     rewrite: Callable[[AttentionCall, Tensor, Tensor], Tensor] = _as_it_is
@@ -155,3 +164,11 @@ class AttentionCall:
     def rows(self, chunk: int) -> slice:
         """The rows of a chunk."""
         return slice(chunk * self.batch, (chunk + 1) * self.batch)
+
+    def text(self, chunk: int) -> slice:
+        """Where a chunk's own prompt stands in k and v of cross-attention.
+
+        On UNets the host repeats prompts to a common length, and this holds all that there is; transformers fill them
+        up with tokens of their own.
+        """
+        return place_of_words(self.lengths[chunk], self.k.shape[1], self.fills_ahead)

@@ -4,6 +4,11 @@ There is one site for all families, the host's `optimized_attention_override`, m
 chained to the override that is there. It sees queries, keys and values with their positions in them. Image queries
 are the controls'; the text's keep their own attention, since to replace them would change what the text says (Shin et
 al. 2025, ConsistEdit).
+
+The attention of an image query is a sum of two shares, what it reads of the prompt's words and what it reads of all
+else, both by the weights of one softmax. Acts on self-attention are handed the whole. Where an act on cross-attention
+changes the words' share, it is handed that, and acts on self-attention the other share; the sum of both is the
+attention.
 """
 
 from __future__ import annotations
@@ -21,19 +26,17 @@ from ...host.families import Family, Layer
 from ...host.marks import KEY
 from ...host.remarks import Kind
 from ...host.transformers import Turn, image_pads
-from .acts import Site
+from .acts import Act, How, Site
 from .asking import Asking, Own
-from .call import Features, SourceRows, source_missing
+from .call import Attend
 from .control import Control
 from .roles import Call, Group
 from .run import Phase, Run
-from .sequence import Sequence, apart, by_head, heads_beside, whole_attention
-from .turning import moved_to
+from .sequence import Sequence, apart, by_head, whole_attention, words_alone
+from .sides import OTHER_SIDE, TEXT_SIDE, Sides, keep_sides
 
 OVERRIDE = "optimized_attention_override"
 """The host's name of what is asked in the place of attention."""
-_TEXT = "text"
-"""The place of the source's keys and values of the text (and of pads), beside that of its image."""
 
 
 def check_joint(control: Control, family: Family) -> None:
@@ -42,14 +45,18 @@ def check_joint(control: Control, family: Family) -> None:
     Raises:
         ValueError: it does not, or not with these settings.
     """
-    others = [act for act in control.acts_on(family) if act.at is not Site.SELF] if control.on_joint else []
-    if control.on_joint and not others:
+    if control.on_joint and all(map(_works, control.acts_on(family))):
         return
     what = " with masks from words or from attention maps" if control.on_joint else ""
     raise ValueError(
-        f"Use MasaCtrl, FPE, CPAM or Exact Background with masks of your own: {control.name}{what} does not work on "
-        f"transformers such as {family.name} yet. Or connect an SD1.x, SD2.x or SDXL checkpoint."
+        f"Use MasaCtrl, FPE, CPAM, Prompt-to-Prompt or Exact Background with masks of your own: {control.name}{what} "
+        f"does not work on transformers such as {family.name} yet. Or connect an SD1.x, SD2.x or SDXL checkpoint."
     )
+
+
+def _works(act: Act) -> bool:
+    """Whether an act can be done on joint attention; maps of words are not read there yet."""
+    return act.at is Site.SELF or (act.at is Site.CROSS and act.how is not How.LOOKS and act.contexts is None)
 
 
 def with_site(
@@ -132,10 +139,10 @@ class JointSite:
         first = length - tokens - self.pads - sum(options.get("reference_image_num_tokens", []))
         if layer is None or first <= 0:  # refiners, and attention of the image alone (SD3.5 medium)
             return attention(q, k, v, heads, *args, **kwargs)
-        self.run.sites_called.add((Site.SELF, layer.index))
+        places = [(site, layer.index) for site in (Site.SELF, Site.CROSS)]
+        self.run.sites_called.update(places)
         call = options.get(KEY)
-        place = (Site.SELF, layer.index)
-        acting = bool(self.run.acting.at(*place)) and self.run.phase is not Phase.IDLE
+        acting = any(self.run.acting.at(*place) for place in places) and self.run.phase is not Phase.IDLE
         if not isinstance(call, Call) or not acting:
             return attention(q, k, v, heads, *args, **kwargs)
         if (args[0] if args else kwargs.get("mask")) is not None:
@@ -153,7 +160,7 @@ class JointSite:
 
     def _edited(self, call: Call, layer: Layer, sequence: Sequence) -> Tensor | None:
         """The call's attention (R, L + N + M, C), the source kept and the controls asked; None if it is stock."""
-        self._capture(call, layer, sequence)
+        keep_sides(call, layer, sequence, self._fills_ahead)
         group = call.own
         if group is None:
             return None
@@ -166,57 +173,62 @@ class JointSite:
         out[group.rows] = controlled
         return out
 
-    def _capture(self, call: Call, layer: Layer, sequence: Sequence) -> None:
-        """Keep the source's image features that a control reads, and the keys and values of its text."""
-        reads = self.run.acting.reads(Site.SELF, layer.index) if call.sources else ()
-        for role, _, rows in call.sources if reads else ():
-            image, kept = dict(zip("qkv", sequence.rows(rows).image, strict=True)), self.run.captured
-            ahead = sequence.first
-            kept.setdefault((Site.SELF, layer.index), {})[role] = Features(**{n: image[n] for n in reads}, ahead=ahead)
-            k, v = (heads_beside(x) for x in sequence.rows(rows).around)
-            kept.setdefault((_TEXT, layer.index), {})[role] = Features(k=k, v=v, ahead=ahead)
-
     def _controlled(self, call: Call, group: Group, layer: Layer, sequence: Sequence) -> Tensor:
         """The target's rows: the image's as the controls leave them, the others with their own attention."""
-        (q, k, v), first, end = sequence.image, sequence.first, sequence.end
+        first, end = sequence.first, sequence.end
         self._check_pads(layer, first)
-        asking = Asking(
-            call=call,
-            group=group,
-            site=Site.SELF,
-            layer=layer,
-            shape=self.shape,
-            q=q,
-            k=k,
-            v=v,
-            heads=sequence.q.shape[1],
-            attend=partial(sequence.attend, partial(self._text, call, group, layer, sequence)),
-            fitted=partial(moved_to, ahead=first, turn=self.turn, heads=sequence.q.shape[1]),
-        )
-        own = Own(lambda: sequence.whole(sequence.q[:, :, first:end], sequence.k, sequence.v), plain=True)
         others = torch.cat([sequence.q[:, :, :first], sequence.q[:, :, end:]], 2)
         beside = sequence.whole(others, sequence.k, sequence.v)
-        return torch.cat([beside[:, :first], asking.ask(own)().to(beside), beside[:, first:]], 1)
+        out = self._asked(Sides(call, group, layer, sequence, self.turn, self._fills_ahead))
+        return torch.cat([beside[:, :first], out.to(beside), beside[:, first:]], 1)
+
+    def _asked(self, sides: Sides) -> Tensor:
+        """What the controls make of image queries (R, N, C): the words' share and the other one, or both in one."""
+        sequence, acting = sides.sequence, self.run.acting
+        acts = acting.at(Site.CROSS, sides.layer.index, sides.group.part)
+        if all(act.how is How.LOOKS for _, act in acts):
+            image = self._asking(sides, Site.SELF, sequence.image[1:], partial(sequence.attend, sides.text))
+            return image.ask(self._own(sequence, sequence.v))()
+        words = words_alone(sequence.v, sides.words)
+        image = self._asking(sides, Site.SELF, sequence.image[1:], partial(sequence.attend, sides.text_without_words))
+        text = self._asking(sides, Site.CROSS, sequence.text, partial(sequence.attend_words, sides.others))
+        share = image.ask(self._own(sequence, sequence.v - words))()
+        return share + text.ask(self._own(sequence, words))()
+
+    def _own(self, sequence: Sequence, values: Tensor) -> Own:
+        """Attention of the image's queries to all keys, with some values (R, H, n, d)."""
+        image = sequence.q[:, :, sequence.first : sequence.end]
+        return Own(lambda: sequence.whole(image, sequence.k, values), plain=True)
+
+    def _asking(self, sides: Sides, site: Site, kv: tuple[Tensor, Tensor], attend: Attend) -> Asking:
+        """What acts of a site are asked with: queries of the image, keys and values of it or of the text."""
+        return Asking(
+            call=sides.call,
+            group=sides.group,
+            site=site,
+            layer=sides.layer,
+            shape=self.shape,
+            q=sides.sequence.image[0],
+            k=kv[0],
+            v=kv[1],
+            heads=sides.sequence.q.shape[1],
+            attend=attend,
+            fitted=sides.at_home,
+            fills_ahead=sides.fills_ahead,
+        )
+
+    @property
+    def _fills_ahead(self) -> bool:
+        transformer = self.run.family.transformer
+        return transformer is not None and transformer.fills_ahead
 
     def _check_pads(self, layer: Layer, ahead: int) -> None:
         """Say that pads, whose position is fixed, lie elsewhere as seen from the source's image."""
-        text = self.run.captured.get((_TEXT, layer.index), {})
-        if self.pads and any(features.ahead != ahead for features in text.values()):
+        kept = [self.run.captured.get((place, layer.index), {}) for place in (TEXT_SIDE, OTHER_SIDE)]
+        if self.pads and any(features.ahead != ahead for of in kept for features in of.values()):
             self.run.remarks.add(
                 Kind.DOUBTFUL,
                 f"Give source and target prompts about as many words, or the picture sides that 128 divides: at "
                 f"{self.shape[0]} x {self.shape[1]} tokens {self.run.family.name} sees its image differently under "
                 "prompts of other lengths, and the edit keeps the source less well.",
             )
-
-    def _text(self, call: Call, group: Group, layer: Layer, sequence: Sequence, whose: str) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, L, d) around the target's "own" image, or the "source"'s for all of its rows."""
-        if whose == "own":
-            return sequence.around
-        captured = self.run.captured.get((_TEXT, layer.index), {})
-        if KEY not in captured:
-            raise source_missing(self.run, f"block {layer.block[0]} {layer.block[1]}")
-        heads = sequence.q.shape[1]
-        found = moved_to(captured[KEY], sequence.first, self.turn, heads)
-        rows = SourceRows([found] * len(group.roles), call.batch, sequence.k.dtype)
-        return apart(rows.k, heads), apart(rows.v, heads)

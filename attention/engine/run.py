@@ -189,5 +189,8 @@ class Run(Moment):
                     states, null = cond.get("model_conds", {}).get("c_crossattn"), self.null_text(key)
                     if null is not None:
                         return key, null.shape[1]
-                    return key, 0 if states is None else states.cond.shape[1]
+                    text = None if states is None else states.cond
+                    if self.family.joint:  # where the host fills texts up to a common length
+                        text = cond.get("cross_attn", text)
+                    return key, 0 if text is None else text.shape[1]
         return ("positive" if index == 0 else "negative"), 0

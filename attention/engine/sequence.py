@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,35 @@ class Sequence:
             mask = F.pad(mask, (text_k.shape[2], behind_k.shape[2]))
         return self.whole(q, torch.cat([text_k, k, behind_k], 2), torch.cat([text_v, v, behind_v], 2), mask)
 
+    @property
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, L, C) of the text, heads side by side."""
+        return heads_beside(self.k[:, :, : self.first]), heads_beside(self.v[:, :, : self.first])
+
+    def beside_words(self, words: int, fills_ahead: bool) -> Tensor:
+        """Keys (R, H, L + N + P - T, d) of all but references and a prompt's own T tokens."""
+        filled = slice(0, self.first - words) if fills_ahead else slice(words, self.first)
+        return torch.cat([self.k[:, :, filled], self.k[:, :, self.first : self.end + self.pads]], 2)
+
+    def attend_words(
+        self,
+        others: Callable[[str, int], Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        *,
+        rows: Any = slice(None),
+        text: str = "own",
+    ) -> Tensor:
+        """`Attend` of image queries to words: the keys of all else stand beside, and have values of zero."""
+        q, k, v = (apart(x, self.q.shape[1]) for x in (q, k, v))
+        beside = torch.cat([others(text, k.shape[2])[rows], self.k[rows, :, self.end + self.pads :]], 2)
+        values = torch.cat([v, v.new_zeros((*v.shape[:2], beside.shape[2], v.shape[3]))], 2)
+        if mask is not None:
+            mask = F.pad(mask, (0, beside.shape[2]))
+        return self.whole(q, torch.cat([k, beside], 2), values, mask)
+
 
 def whole_attention(
     attention: Any, heads: int, kwargs: dict[str, Any], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
@@ -72,6 +101,14 @@ def whole_attention(
     mask = None if mask is None else mask[:, None]
     out: Tensor = attention(q, k, v, heads, mask=mask, skip_reshape=True, **kwargs)
     return out
+
+
+def words_alone(v: Tensor, places: Iterable[tuple[slice, slice]]) -> Tensor:
+    """Values (R, H, n, d) that are zero but at places: rows, and tokens of them."""
+    found = torch.zeros_like(v)
+    for rows, words in places:
+        found[rows, :, words] = v[rows, :, words]
+    return found
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:

@@ -13,13 +13,14 @@ from torch import Tensor
 from .call import AttentionCall
 
 
-def attend_with(call: AttentionCall, parts: str, conditional_only: bool = False) -> Tensor:
+def attend_with(call: AttentionCall, parts: str, conditional_only: bool = False, text: str = "own") -> Tensor:
     """The target rows' attention (R, N, C) with parts from the source.
 
     Args:
         call: the attention.
         parts: which of "q", "k" and "v" are the source's, such as "qk" or "kv".
         conditional_only: leave unconditional rows as they are.
+        text: whose text stands beside the image's keys, see `Attend`.
     """
     source = call.from_source
     chosen = [i for i, conditional in enumerate(call.conditional) if conditional or not conditional_only]
@@ -27,8 +28,8 @@ def attend_with(call: AttentionCall, parts: str, conditional_only: bool = False)
         return call.own()
     if len(chosen) == len(call.conditional):
         q, k, v = (getattr(source if part in parts else call, part) for part in "qkv")
-        return call.attend(q, k, v)
-    if call.plain:
+        return call.attend(q, k, v, text=text)
+    if call.plain and text == "own":
         # One attention for all rows: the others keep their own parts.
         q, k, v = (_mixed(call, source, part, chosen) if part in parts else getattr(call, part) for part in "qkv")
         return call.attend(q, k, v)
@@ -36,7 +37,7 @@ def attend_with(call: AttentionCall, parts: str, conditional_only: bool = False)
     for chunk in chosen:
         rows = call.rows(chunk)
         q, k, v = (getattr(source if part in parts else call, part)[rows] for part in "qkv")
-        out[rows] = call.attend(q, k, v, rows=rows)
+        out[rows] = call.attend(q, k, v, rows=rows, text=text)
     return out
 
 

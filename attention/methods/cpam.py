@@ -60,7 +60,8 @@ class CPAM(MapControl, LatentControl):
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
         window = Window(0.0, self.end, released=True)
-        acts = [Act(Site.SELF, family.layers, during=window, do=self.preserve, reads="kv")]
+        whole = self.localized and family.joint
+        acts = [Act(Site.SELF, family.layers, during=window, do=self.preserve, reads="kv", whole=whole)]
         if self.localized and not family.joint:
             acts.append(
                 Act(

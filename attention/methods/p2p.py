@@ -3,6 +3,13 @@
 A rewritten map is linear in the two maps, A = A_s T + A_t w, and so is its output:
 A V = A_s (T V) + A_t (w V), which is the host's own attention on (Q_s, K_s, T V) and (Q_t, K_t, w V). No map is
 formed, and nothing is renormalised.
+
+On a transformer's joint attention A_s and A_t are the words' columns of the two joint softmaxes, each over all of its
+own text and image, for queries of the image; text queries keep their own attention (Shin et al. 2025). The image's
+columns are the target's, or in the window of self maps the source's, of the same softmax again. So every column says
+what it said where it was taken from, as in the paper; a row adds up to one where all of it is taken from one side, and
+else to one plus the difference of what source and target give to their words. Dividing by that would make what an
+unchanged word gets depend on what a changed one does, and undo attention re-weighting in part.
 """
 
 from __future__ import annotations
@@ -55,6 +62,7 @@ class P2P(MapControl):
     compat: bool = False
     name = "Prompt-to-Prompt"
     guidable = True
+    on_joint = True
 
     @cached_property
     def mapping(self) -> TokenMap:
@@ -131,21 +139,26 @@ class P2P(MapControl):
         return state.now(run) is not None
 
     def keep_self(self, call: AttentionCall) -> Tensor:
-        """The source's map with the target's values, in conditional rows."""
-        return attend_with(call, "qk", conditional_only=True)
+        """The source's map with the target's values, in conditional rows.
+
+        On joint attention with the columns of the source's own softmax where the words' are taken from it too, else
+        (as in FPE) with the target's text in that softmax.
+        """
+        text = "own" if call.state.now(call.run) is None else "source"
+        return attend_with(call, "qk", conditional_only=True, text=text)
 
     def rewrite(self, call: AttentionCall) -> Tensor:
         """The rewritten map times the target's values, in the conditional rows."""
         chunk, state = self.prompted_chunk(call), call.state
         if chunk is None:
             return call.own()
-        rows, length, source = call.rows(chunk), self.target.length, call.from_source
+        rows, words, source = call.rows(chunk), call.text(chunk), call.from_source
         transfer, keep, keeps = state.on(call.run, call.v)
-        k, v = call.k[rows, :length], call.v[rows, :length]
+        k, v = call.k[rows, words], call.v[rows, words]
         out = call.own().clone() if len(call.conditional) > 1 else torch.empty_like(call.q)
-        out[rows] = call.attend(source.q[rows], source.k[rows], transfer @ v)
+        out[rows] = call.attend(source.q[rows], source.k[rows], transfer @ v, rows=rows, text="source")
         if keeps:
-            out[rows] += call.attend(call.q[rows], k, keep[:, None] * v)
+            out[rows] += call.attend(call.q[rows], k, keep[:, None] * v, rows=rows)
         return out
 
     def rewritten(self, state: Rewriting, call: AttentionCall, source: Tensor, target: Tensor) -> Tensor:
