@@ -22,9 +22,12 @@ from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.masactrl import MasaCtrl
+from attention_edit.attention.methods.p2p import P2P
+from attention_edit.attention.words.prompt import Prompt, read_prompt
 from attention_edit.inversion.record import Inversion
 from comfy.model_management import load_models_gpu
 from comfy.patcher_extension import WrappersMP
+from other_texts import OtherClip
 from tiny_joint import joint_inversion, joint_model, joint_prompt, joint_sample
 from torch import Tensor
 
@@ -33,12 +36,20 @@ STEPS = 4
 MORE_COPIES = 2
 LEFT = torch.zeros(1, 64, 64, dtype=torch.bool)
 LEFT[..., :32] = True
+
+
+def prompt(text: str, tokens: int) -> Prompt:
+    """A prompt of as many tokens as the conditioning that stands for its encoding."""
+    return read_prompt(OtherClip("Chroma", options={"t5xxl_min_length": tokens}), text)
+
+
 CONTROLS: dict[str, Callable[[], Any]] = {
     "plain": lambda: None,
     "FPE": lambda: FPE(layers="all", end=1.0),
     "MasaCtrl": lambda: MasaCtrl(start=0.0, first_layer=0),
     "MasaCtrl masks": lambda: MasaCtrl(start=0.0, first_layer=0, masks=(LEFT, ~LEFT)),
     "CPAM": lambda: CPAM(edits.masks(LEFT, LEFT), normal_share=0.0, retain_layer=0),
+    "Prompt-to-Prompt": lambda: P2P(prompt("a cat", 12), prompt("a black cat", 40), self_window=(0.0, 0.5)),
     "Exact Background": lambda: ExactBackground(LEFT),
 }
 
