@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+class _Options(dict[str, Any]):
+    """Options of a block, of which is known as long as a graph holds them."""
 
 
 class Checkpoints:
@@ -19,11 +24,11 @@ class Checkpoints:
     """
 
     def __init__(self, undo: ExitStack) -> None:
-        self._options: list[dict[str, Any]] = []
+        self._waiting: WeakValueDictionary[int, _Options] = WeakValueDictionary()
         undo.callback(self._forget)
 
     def _forget(self) -> None:
-        for options in self._options:
+        for options in list(self._waiting.values()):
             options.clear()
 
     def block(
@@ -51,8 +56,8 @@ class Checkpoints:
         """A block's call; its options are copied, because the host writes the present block into them and goes on."""
         if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
             return layer(*inputs)  # ahead of everything that is differentiated: there is nothing to come back for
-        given = [dict(value) if isinstance(value, dict) else value for value in inputs]
-        self._options += [value for value in given if isinstance(value, dict)]
+        given = [_Options(value) if isinstance(value, dict) else value for value in inputs]
+        self._waiting.update({id(value): value for value in given if isinstance(value, _Options)})
         out: Any = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
         return out
 

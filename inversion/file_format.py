@@ -81,7 +81,7 @@ def _pack(inversion: Inversion) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "errors": list(inversion.errors),
     }
     fields |= {"weights": inversion.weights} if inversion.weights else {}
-    fields |= {"connected": True} if inversion.connected else {}
+    fields |= {"connected": list(inversion.connected)} if inversion.connected else {}
     tensors = {"latents": inversion.latents.detach().cpu().contiguous()}
     for i, (states, options) in enumerate(inversion.conditioning):
         tensors[f"conditioning.{i}.states"] = _own(states)
@@ -226,7 +226,7 @@ def _unpack(fields: dict[str, Any], tensors: dict[str, Tensor]) -> Inversion:
         null_guidance=None if guidance is None else float(guidance),
         errors=tuple(float(e) for e in fields.get("errors", ())),
         weights=fields.get("weights", ""),
-        connected=fields.get("connected", False),
+        connected=tuple(fields.get("connected", ())),
         **{field: tensors.get(name) for field, name in _TEXTS.items()},
     )
 

@@ -112,7 +112,7 @@ class Origin(ABC):
             conditioning=positive,
             method=self.told(kind),
             weights=weights_name(model),
-            connected=given is not None,
+            connected=() if given is None else (float(sampling.sigma_min), float(sampling.sigma_max)),
         )
         return Found(inversion, cost)
 

@@ -37,7 +37,8 @@ class Inversion:
         null_options: the host's options beside these states (SDXL's pooled output).
         null_guidance: guidance scale that the states were optimised for; None if they go with any.
         errors: what the method measured of itself at every step, for its plot; empty if nothing.
-        connected: whether its schedule was connected, and is not the model's own by steps and offset.
+        connected: least and largest noise level of the model, if its schedule was connected, and is not the model's
+            own by steps and offset.
         weights: name of the weights and LoRAs that it was made with (`fingerprint.weights_name`); empty if not known.
     """
 
@@ -54,7 +55,7 @@ class Inversion:
     null_guidance: float | None = None
     errors: tuple[float, ...] = field(default=(), repr=False)
     weights: str = field(default="", repr=False)
-    connected: bool = False
+    connected: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError if something is not finite, or a text per step does not go with the trajectory.
@@ -188,8 +189,9 @@ class Inversion:
         if table is None or self.prediction == "flow":  # a flow has every level between 0 and 1
             return
         levels, table = torch.tensor(self.sigmas, dtype=torch.float64), table.detach().double().cpu()
-        if self.connected:  # a scheduler's levels lie between the table's, and the image at 0
-            levels = levels[levels > table.max()]
+        if self.connected:  # a scheduler's levels lie between the table's, which is told by its ends then
+            ends = torch.tensor(self.connected, dtype=torch.float64)
+            levels, table = torch.cat([ends, levels[levels > table.max()]]), table[[0, -1]]
         distance = (levels[:, None] - table).abs().amin(1)
         foreign = levels[distance > MATCH * levels].tolist()
         if foreign:

@@ -73,7 +73,7 @@ FIELDS = Table(
         "null_guidance": Maybe(Number(0, 1000)),
         "errors": Many(Number(0, 1e30), 0, MAX_STEPS),
         "weights": Text(64),
-        "connected": OneOf((True,)),
+        "connected": Many(Number(0, LARGEST_SIGMA), 2, 2),
     },
     needed=("sigmas", "steps", "offset", "family", "prediction", "conditioning"),
 )

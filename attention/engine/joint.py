@@ -81,7 +81,10 @@ def with_site(
     patch = run.family.layers[0].scale
     shape = (ceil(x.shape[-2] / patch), ceil(x.shape[-1] / patch))
     pads = image_pads(network, shape[0] * shape[1])
-    found = {**options, OVERRIDE: JointSite(run, shape, pads, transformer.turn_of(network), options.get(OVERRIDE))}
+    site = JointSite(
+        run, shape, pads, transformer.turn_of(network), bool(conditions.get("ref_latents")), options.get(OVERRIDE)
+    )
+    found = {**options, OVERRIDE: site}
     return found if transformer.numbered else _numbered(run.family, found)
 
 
@@ -116,13 +119,15 @@ class JointSite:
 
     Attributes:
         shape: (h, w) of the image's tokens. pads: tokens that the network puts behind them. turn: how it turns
-            queries and keys by the prompt's length, if it does. previous: the override that was there.
+            queries and keys by the prompt's length, if it does. references: whether pictures beside the image are in
+            the sequence too. previous: the override that was there.
     """
 
     run: Run
     shape: tuple[int, int]
     pads: int = 0
     turn: Turn | None = None
+    references: bool = False
     previous: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSite:
@@ -136,7 +141,7 @@ class JointSite:
         layer = next((la for la in self.run.family.layers if la.block == block), None)
         tokens = self.shape[0] * self.shape[1]
         length = q.shape[2] if kwargs.get("skip_reshape") else q.shape[1]
-        first = length - tokens - self.pads - sum(options.get("reference_image_num_tokens", []))
+        first = length - tokens - self.pads - self._behind(options)
         if layer is None or first <= 0:  # refiners, and attention of the image alone (SD3.5 medium)
             return attention(q, k, v, heads, *args, **kwargs)
         places = [(site, layer.index) for site in (Site.SELF, Site.CROSS)]
@@ -157,6 +162,20 @@ class JointSite:
         if found is None:
             return attention(q, k, v, heads, *args, **kwargs)
         return apart(found, heads) if kwargs.get("skip_output_reshape") else found
+
+    def _behind(self, options: dict[str, Any]) -> int:
+        """Tokens of reference pictures behind the image's.
+
+        Raises:
+            ValueError: a host that does not tell (before 0.24).
+        """
+        counted = options.get("reference_image_num_tokens")
+        if self.references and counted is None:
+            raise ValueError(
+                "Update ComfyUI to 0.24 or newer, or remove the reference pictures from the prompts (ReferenceLatent "
+                "and the like): this one does not tell edits how many tokens they take."
+            )
+        return sum(counted or [])
 
     def _edited(self, call: Call, layer: Layer, sequence: Sequence) -> Tensor | None:
         """The call's attention (R, L + N + M, C), the source kept and the controls asked; None if it is stock."""

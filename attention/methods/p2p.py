@@ -144,7 +144,8 @@ class P2P(MapControl):
         On joint attention with the columns of the source's own softmax where the words' are taken from it too, else
         (as in FPE) with the target's text in that softmax.
         """
-        text = "own" if call.state.now(call.run) is None else "source"
+        joint = call.run.family.joint and call.state.now(call.run) is not None
+        text = "source" if joint else "own"
         return attend_with(call, "qk", conditional_only=True, text=text)
 
     def rewrite(self, call: AttentionCall) -> Tensor:

@@ -56,7 +56,12 @@ class Prompt:
             ValueError: the states are not those of the prompt's tokens.
         """
         cut = self.length - states.shape[1]
-        if cut < 0 or any(token.word for token in self.tokens[:cut]):
+        if any(token.word for token in self.tokens[: max(cut, 0)]):
+            raise ValueError(
+                "Write the prompt alone, without the text encoder's template (<|im_start|> and the like) around it: "
+                f"the encoder leaves out the first {cut} of {self.length} tokens, and some of them are the prompt's."
+            )
+        if cut < 0:
             raise ValueError(
                 f"Connect the CLIP of the checkpoint itself: this one makes {states.shape[1]} text states of "
                 f"{self.length} tokens, so that it is not known which of them are a word's."

@@ -120,7 +120,7 @@ class Tokenizer:
     def _segments(self, text: str) -> list[str]:
         """Stretches of one weight; a prompt in a template is read without weights."""
         if any(self._template) or getattr(self._own, "disable_weights", False):
-            return [text]
+            return [unescape_important(escape_important(text))]
         return [unescape_important(segment) for segment, _ in token_weights(escape_important(text), 1.0)]
 
     def _pieces(self, segments: list[str], content: list[Token], spelled: Mapping[int, bytes]) -> Iterator[PromptWord]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from attention_edit.attention.engine.acts import Act, Site
 from attention_edit.attention.engine.control import Control
+from attention_edit.attention.engine.joint import JointSite
 from attention_edit.attention.engine.variation import Variation
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
@@ -106,6 +107,22 @@ def test_reference_pictures_stand_behind_the_image(model):
     stock, anew = (joint_run(model, inversion, *found, kind=KIND, positive=prompt) for found in ((), (Anew(),)))
     assert edits.difference(anew, stock) < EXACT
     assert edits.difference(stock, joint_run(model, inversion, kind=KIND)) > 100 * EXACT
+
+
+def test_a_host_that_does_not_count_their_tokens_is_refused(model, monkeypatch):
+    """As those before 0.24."""
+    site = JointSite.__call__
+
+    def without(self, *args, transformer_options, **kwargs):
+        told = {n: o for n, o in transformer_options.items() if n != "reference_image_num_tokens"}
+        return site(self, *args, transformer_options=told, **kwargs)
+
+    inversion = joint_inversion(model, KIND)
+    monkeypatch.setattr(JointSite, "__call__", without)
+    joint_run(model, inversion, Anew(), kind=KIND)
+    prompt = joint_prompt(2, KIND, reference_latents=[joint_latent(3, KIND)])
+    with pytest.raises(ValueError, match=r"Update ComfyUI to 0\.24 or newer, or remove the reference pictures"):
+        joint_run(model, inversion, Anew(), kind=KIND, positive=prompt)
 
 
 def test_a_file_holds_the_frame_and_no_second_one(model, tmp_path):

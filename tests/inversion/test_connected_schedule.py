@@ -20,6 +20,7 @@ from attention_edit.inversion.fixed_point import FixedPointInversion
 from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.nodes.inversion import InvertNode
 from comfy_extras.nodes_custom_sampler import SplitSigmas
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from tiny_joint import joint_inversion, joint_latent, joint_model, joint_prompt, joint_run
 
 SCHEDULE = "leading, offset 0 (editing papers)"
@@ -160,6 +161,16 @@ def test_another_models_schedule_is_refused():
     inversion.check_levels(unet.get_model_object("model_sampling"))
 
 
+@pytest.mark.parametrize(("sampling", "zsnr"), [("eps", True), ("lcm", False)])
+def test_another_models_table_is_refused(sampling, zsnr):
+    """Its levels go beyond the schedule's or as far, and are those of other timesteps."""
+    unet = tiny.tiny_model()
+    other = ModelSamplingDiscrete().patch(unet, sampling, zsnr)[0]
+    inversion = inverted(unet, sigmas_of(unet))
+    with pytest.raises(ValueError, match="Invert the image with the model that is sampled"):
+        inversion.check_levels(other.get_model_object("model_sampling"))
+
+
 def test_a_file_holds_it_and_the_cache_tells_it_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     model = tiny.tiny_model()
@@ -171,7 +182,8 @@ def test_a_file_holds_it_and_the_cache_tells_it_apart(tmp_path, monkeypatch):
     assert len(list(cache.entries_folder().iterdir())) == 2
     write(found[0], tmp_path / "connected.safetensors")
     held = read(tmp_path / "connected.safetensors", "connected")
-    assert (held.sigmas, held.steps, held.connected) == (found[0].sigmas, 5, True)
+    assert (held.sigmas, held.steps, held.connected) == (found[0].sigmas, 5, found[0].connected)
+    assert held.connected
     spoiled = replace(found[0], sigmas=(0.01, *found[0].sigmas[1:]))
     with pytest.raises(ValueError, match=r"inversion\.sigmas\[0\] is 0\.01; expected is 0"):
         write(spoiled, tmp_path / "spoiled.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import edits
@@ -72,6 +73,15 @@ def make_call(control, step=0, batch=1, repeats=1, chunks=2):
         heads=HEADS,
         lengths=(length,) * chunks,
     )
+
+
+def test_self_maps_cost_one_attention():
+    """All rows go through it, the unconditional ones with their own parts."""
+    call, asked = make_call(P2P(CAT, DOG)), []
+    counted = replace(call, attend=lambda q, k, v, **_: (asked.append(len(q)), attend(q, k, v))[1])
+    out = P2P(CAT, DOG).keep_self(counted)
+    assert asked == [2]
+    assert torch.allclose(out[1:], attend(call.source.q[1:], call.source.k[1:], call.v[1:]))
 
 
 @pytest.mark.parametrize("repeats", [1, 2])

@@ -208,9 +208,18 @@ def test_words_are_at_the_rows_that_the_encoder_gives(kind, module, name, text):
 
 def test_states_of_other_tokens_are_refused():
     prompt = read("ZImage", "a red car")
-    for rows in (prompt.length + 1, 5):
-        with pytest.raises(ValueError, match=rf"makes {rows} text states of {prompt.length} tokens"):
-            prompt.encoded(torch.zeros(1, rows, 8))
+    with pytest.raises(ValueError, match=rf"makes {prompt.length + 1} text states of {prompt.length} tokens"):
+        prompt.encoded(torch.zeros(1, prompt.length + 1, 8))
+    cut = prompt.length - 5
+    with pytest.raises(ValueError, match=rf"Write the prompt alone, .* first {cut} of {prompt.length} tokens"):
+        prompt.encoded(torch.zeros(1, 5, 8))
+
+
+@pytest.mark.parametrize("kind", TEMPLATED)
+def test_escaped_brackets_are_brackets_under_a_template(kind):
+    escaped, plain = (read(kind, text) for text in (r"a cat \(pet\)", "a cat (pet)"))
+    assert escaped.words == plain.words
+    assert [word.attached for word in escaped.spelled] == [word.attached for word in plain.spelled]
 
 
 def test_lengths_that_a_node_sets():
