@@ -66,6 +66,9 @@ JOINT_METHODS = ("CPAM", "FPE", "MasaCtrl", "Background")
 RARE = ("MaSaFusion", "RegionPrompts", "RecordMaps")
 SAMPLER_NAMES = ("euler", "ddim", "heun", "dpmpp_2m", "euler_ancestral", *comfy.samplers.SAMPLER_NAMES)
 
+OF_INVERSIONS = ("flow_solver", "sigmas")
+"""Inputs that change an inversion alone: edits of UNets are drawn without them, so that more of them run."""
+
 
 class Drawing:
     """A case in the making.
@@ -114,6 +117,8 @@ class Drawing:
     def value(self, node: str, socket: Any) -> Any:
         """A value for an input: a widget's, or what is connected."""
         kind = socket.get_io_type()
+        if socket.id in OF_INVERSIONS and not (self.world.joint or self.prop in {"rerun", "saved", "pixels"}):
+            return getattr(socket, "default", None)
         widget = getattr(self, f"_{kind.lower()}", None) if kind in WIDGETS else None
         return self.socket(node, socket.id, kind) if widget is None else widget(socket)
 
