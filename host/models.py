@@ -92,6 +92,11 @@ def over_frames(cells: Tensor, like: Tensor) -> Tensor:
     return cells.unsqueeze(2) if like.ndim == FRAMED else cells
 
 
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """One value for each image (B,), as they broadcast with latents (B, C, h, w), or with an axis of frames."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 def latent_of(model: Any, z: Tensor) -> Tensor:
     """Latents (B, C, h, w) in the network's scale, as a LATENT socket carries them."""
     return model.get_model_object("latent_format").process_out(z)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..host.conditioning import Conditioning
 from ..host.cost import measured
+from ..host.models import per_image
 from .improvement import Found, Improvement
 from .record import Inversion
 from .steps import Predict, scale_of
@@ -69,7 +70,7 @@ def invert_step(
         best, found = _where(better, guess, best), _where(better, landed, found)
         error = torch.where(better, residual, error)
         reach = torch.where(is_open & ~better, reach / 2, reach)
-        guess = torch.lerp(best, found, reach.view(-1, *[1] * (z.ndim - 1)))
+        guess = torch.lerp(best, found, per_image(reach, z))
         residuals.append(float(error.max()))
         if residuals[-1] <= tolerance:
             break
@@ -78,7 +79,7 @@ def invert_step(
 
 def _where(images: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Latents (B, C, h, w): a of the images that a (B,) bool selects, b of the others."""
-    return torch.where(images.view(-1, *[1] * (a.ndim - 1)), a, b)
+    return torch.where(per_image(images, a), a, b)
 
 
 def refine(

@@ -18,7 +18,7 @@ from ..host.conditioning import Conditioning, at_step, of_images, source_conditi
 from ..host.cost import Cost, measured
 from ..host.gradients import check_finite, differentiable, finite, for_gradients, gradient, plain
 from ..host.guider import HostRun, OwnSampler, cfg_guider, run_sampler
-from ..host.models import latent_of
+from ..host.models import latent_of, per_image
 from .improvement import Found, Improvement
 from .learned import without_learned
 from .reconstruct import relative_errors
@@ -149,7 +149,7 @@ class _Best:
         """Take over what is better; text holds all images, the rest those in `images`."""
         better = loss < self.loss[images]
         for kept, new in ((self.text, text[images]), (self.landed, landed), (self.loss, loss)):
-            chosen = torch.where(better.view(-1, *[1] * (kept.ndim - 1)), new, kept[images])
+            chosen = torch.where(per_image(better, kept), new, kept[images])
             kept.index_copy_(0, images, chosen)
 
 

@@ -80,7 +80,7 @@ class Sides:
         """Keys and values (R, H, L, d) around the image of the "own" rows, or of the "source" for all of them."""
         if whose == "own":
             return self.sequence.around
-        rows, _ = self._source(TEXT_SIDE)
+        rows = self._source(TEXT_SIDE)
         return self._apart(rows.k), self._apart(rows.v)
 
     def text_without_words(self, whose: str) -> tuple[Tensor, Tensor]:
@@ -88,27 +88,31 @@ class Sides:
         k, v = self.text(whose)
         if whose == "own":
             return k, v - words_alone(v, self.words)
-        kept = self._source(TEXT_SIDE)[1]
+        kept = self._kept(TEXT_SIDE)
         return k, v - words_alone(v, [(slice(None), place_of_words(kept.words, kept.ahead, self.fills_ahead))])
 
     def others(self, whose: str, words: int) -> Tensor:
         """Keys (R, H, n, d) of what is beside so many words of the "own" rows, or beside all of the "source"'s."""
         if whose == "own":
             return self.sequence.beside_words(words, self.fills_ahead)
-        return self._apart(self._source(OTHER_SIDE)[0].k)
+        return self._apart(self._source(OTHER_SIDE).k)
 
     def at_home(self, features: Features) -> Features:
         """Features of the source at the positions that these rows' own have."""
         return moved_to(features, self.sequence.first, self.turn, self.sequence.q.shape[1])
 
-    def _source(self, place: str) -> tuple[SourceRows, Features]:
-        """What was kept of the source, for all rows and at their positions, and as it was kept."""
+    def _kept(self, place: str) -> Features:
+        """What was kept of the source, as it was kept."""
         run: Run = self.call.run
         kept = run.captured.get((place, self.layer.index), {}).get(KEY)
         if kept is None:
             raise source_missing(run, f"block {self.layer.block[0]} {self.layer.block[1]}")
-        chunks = [self.at_home(kept)] * len(self.group.roles)
-        return SourceRows(chunks, self.call.batch, self.sequence.k.dtype), kept
+        return kept
+
+    def _source(self, place: str) -> SourceRows:
+        """The same for all rows, at their positions."""
+        chunks = [self.at_home(self._kept(place))] * len(self.group.roles)
+        return SourceRows(chunks, self.call.batch, self.sequence.k.dtype)
 
     def _apart(self, x: Tensor) -> Tensor:
         return apart(x, self.sequence.q.shape[1])

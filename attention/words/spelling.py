@@ -7,7 +7,7 @@ Mistral) write each byte as a letter (Sennrich et al. 2016; Kudo and Richardson 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -19,12 +19,12 @@ _WORD = re.compile(r"\s*('(?:s|t|re|ve|m|ll|d)|[^\W_]+|(?:[^\w\s]|_)+)(?:\s*\Z)?
 """A word as CLIP's tokenizer cuts them, with the space around it."""
 
 
-def is_clip(vocabulary: Mapping[str, int]) -> bool:
-    """Whether a vocabulary, ids by entry, is CLIP's."""
+def is_clip(vocabulary: Collection[str]) -> bool:
+    """Whether a vocabulary is CLIP's, by its entries."""
     return "a</w>" in vocabulary
 
 
-def reader_of(vocabulary: Mapping[str, int]) -> Callable[[str], bytes]:
+def reader_of(vocabulary: Collection[str]) -> Callable[[str], bytes]:
     """How entries of a vocabulary are read as UTF-8, of which an entry may hold a part of a letter only.
 
     Raises:

@@ -43,10 +43,6 @@ class Tokenizer:
         return getattr(self.host, f"clip_{self.encoder}", None) or getattr(self.host, self.encoder)
 
     @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return {entry: number for number, entry in self._own.inv_vocab.items()}
-
-    @cached_property
     def _template(self) -> tuple[str, str]:
         """What the host puts ahead of a prompt and behind it."""
         ahead, _, behind = getattr(self.host, "llama_template", "{}").partition("{}")
@@ -56,7 +52,7 @@ class Tokenizer:
         """The tokens and words of a text."""
         given = {"tokenizer_options": dict(self.options)} if self.options else {}
         tokens = self._tokens(self.host.tokenize_with_weights(text, True, **given)[self.encoder])
-        if is_clip(self._vocabulary):
+        if is_clip(self._own.inv_vocab.values()):
             return tokens, tuple(self._words(text, [token for token in tokens if token.word], {}))
         tokens, spelled = self._without_template(tokens)
         return tokens, tuple(self._words(text, [token for token in tokens if token.word], spelled))
@@ -81,7 +77,7 @@ class Tokenizer:
 
     def _without_template(self, tokens: tuple[Token, ...]) -> tuple[tuple[Token, ...], dict[int, bytes]]:
         """The tokens, those of a template marked as no words, and what of the prompt each of the others spells."""
-        reader, inside = reader_of(self._vocabulary), [token for token in tokens if token.word]
+        reader, inside = reader_of(self._own.inv_vocab.values()), [token for token in tokens if token.word]
         pieces = [b"" if token.id is None else reader(self._own.inv_vocab[token.id]) for token in inside]
         whole, ends = b"".join(pieces), [0, *accumulate(map(len, pieces))]
         ahead, behind = (side.encode() for side in self._template)

@@ -53,13 +53,10 @@ def prompts(server: ComfyServer) -> list[tuple[str, dict[str, Any]]]:
 
 
 def held(server: ComfyServer) -> dict[str, int]:
-    """What the server holds when its node cache and models have been freed: it frees them after its next prompt."""
-    found = {}
-    for number in range(2):
-        server.post("/free", {"unload_models": True, "free_memory": True})
-        HELD["inputs"] = {"number": int(time.monotonic() * 1000) + number}
-        found = json.loads(server.run({"held": HELD}).outputs["held"]["text"][0])
-    return found
+    """What the server holds when its node cache and models have been freed."""
+    server.forget()
+    HELD["inputs"] = {"number": int(time.monotonic() * 1000)}
+    return json.loads(server.run({"held": HELD}).outputs["held"]["text"][0])
 
 
 def runs(server: ComfyServer, given: list[tuple[str, dict[str, Any]]], number: int) -> None:

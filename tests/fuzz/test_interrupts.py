@@ -122,6 +122,15 @@ MADE: dict[str, Call] = {
     "check": call("made", "Reconstruct", **ON, vae=Ref("vae"), negative=NEGATIVE, guidance=3.0),
 }
 """Nodes that run the model themselves."""
+GUIDING: dict[str, Any] = {
+    "target_prompt": Ref("dog", 1),
+    "mask": Mask(),
+    "words": "dog",
+    "preset": "custom",
+    "iterations": 1,
+    "end": 0.7,
+}
+"""MAG-Edit's, of one iteration in a step."""
 P2P = call("edited", "P2P", **ON, **WORDS, mode="refine")
 EDITS: dict[str, tuple[Call, ...]] = {
     "CPAM": (call("edited", "CPAM", **ON, **MASKS),),
@@ -145,33 +154,9 @@ EDITS: dict[str, tuple[Call, ...]] = {
     "PnP": (call("edited", "PnP", **ON, negative=SOURCE),),
     "MAG": (
         P2P,
-        call(
-            "edited",
-            "MAG",
-            model=Ref("edited"),
-            inversion=INVERSION,
-            target_prompt=Ref("dog", 1),
-            mask=Mask(),
-            words="dog",
-            preset="custom",
-            iterations=1,
-            end=0.7,
-        ),
+        call("edited", "MAG", model=Ref("edited"), inversion=INVERSION, **GUIDING),
     ),
-    "MAG in low memory": (
-        call(
-            "edited",
-            "MAG",
-            **ON,
-            target_prompt=Ref("dog", 1),
-            mask=Mask(),
-            words="dog",
-            preset="custom",
-            iterations=1,
-            end=0.7,
-            low_memory=True,
-        ),
-    ),
+    "MAG in low memory": (call("edited", "MAG", **ON, **GUIDING, low_memory=True),),
     "MaSaFusion": (call("edited", "MaSaFusion", **ON, **MASKS),),
     "StyleAligned": (call("edited", "StyleAligned", **ON),),
     "maps": (call("edited", "RecordMaps", model=MODEL, prompt=Ref("dog", 1), self_maps="half"),),
