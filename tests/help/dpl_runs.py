@@ -41,7 +41,7 @@ class Case:
     v: bool = False
     text: str = TEXT
     batch: int = 1
-    steps: int = 4
+    steps: int = 3
     model: object = field(init=False)
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""MaSaFusion's Algorithms 1 and 5 written out with hooks of the host alone, to compare the pack's with."""
+"""MaSaFusion's images in tests, and its Algorithms 1 and 5 written out with hooks of the host alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ import comfy.samplers
 import edits
 import tiny
 import torch
+from attention_edit.attention.engine import install as engine
 from attention_edit.attention.methods.masafusion import INVERTED, MIXED, NOISE, MaSaFusion
 from attention_edit.host.families import SD1
 from attention_edit.host.guider import noise_like
 
+REGION = edits.box()
 HEAD = 8
 FIRST = 10
+
+
+def images(model, inversion, control, positive=None, packed=False):
+    """The target and the intermediate image, with the prompt of seed 2."""
+    patched = engine.install(model, control, inversion, packed)
+    patched = engine.pin(patched, inversion, tuple(inversion.schedule))
+    stub = torch.tensor([14.6, 0.0])
+    sampled = tiny.sample(patched, positive or tiny.prompt(2), tiny.prompt(3), edits.run_start(), stub)
+    return sampled, None if control.drawn.empty else control.drawn.of({"samples": sampled})
 
 
 def attention(q, k, v):

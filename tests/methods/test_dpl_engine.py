@@ -20,7 +20,7 @@ STUB = torch.tensor([14.6, 0.0])
 
 @pytest.fixture(scope="module")
 def case():
-    return dpl_runs.Case(steps=3)
+    return dpl_runs.Case()
 
 
 @pytest.fixture(scope="module")

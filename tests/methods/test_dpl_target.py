@@ -24,7 +24,7 @@ NEVER = Losses(Term(1.0, 0.0, 25.0), Term(0.05, 0.0, 25.0), Term(0.05, 0.0, 50.0
 @pytest.fixture(scope="module", params=ENCODERS)
 def learned(request):
     """A case of each family and its inversion with learned nouns."""
-    case = dpl_runs.Case(request.param, request.param == "SD2", steps=3)
+    case = dpl_runs.Case(request.param, request.param == "SD2")
     how = dpl_runs.settings(iterations=1, inner=0, losses=NEVER, learning_rate=0.1)
     return case, case.learn(how=how).inversion
 
@@ -107,7 +107,7 @@ def run_node(case, nouns="cat, dog", **values):
 
 def test_the_nodes_run_and_tell(caplog):
     caplog.set_level(logging.INFO)
-    case = dpl_runs.Case(steps=3)
+    case = dpl_runs.Case()
     record, plot, text = run_node(case)
     assert learned_text(record.conditioning).positions == (2, 5)
     assert plot.shape[0] == 1 and plot.shape[3] == 3 and 0 <= float(plot.min()) < float(plot.max()) <= 1

@@ -1,8 +1,7 @@
-"""MAG-Edit: what it goes with and what it refuses, its effort, its curve, and cancelling it."""
+"""MAG-Edit: what it refuses, its effort, its curve, and cancelling it."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 import comfy.model_management
@@ -10,11 +9,10 @@ import edits
 import pytest
 import tiny
 import torch
-from attention_edit.attention.engine import slopes
-from attention_edit.attention.engine.install import install, pin
+from attention_edit.attention.engine import slopes, span
+from attention_edit.attention.engine.install import pin
 from attention_edit.attention.engine.plan import plan_of
-from attention_edit.attention.masks.cells import resize
-from attention_edit.attention.methods.cpam import CPAM
+from attention_edit.attention.engine.results import Results
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.local_blend import LocalBlend
 from attention_edit.attention.methods.mag.control import MAG
@@ -22,73 +20,14 @@ from attention_edit.attention.methods.mag.curve import Curve
 from attention_edit.attention.methods.mag.install import EARLY, PRESETS, PUBLISHED, add_guidance
 from attention_edit.attention.methods.mag.parts import drawn
 from attention_edit.attention.methods.masactrl import MasaCtrl
-from attention_edit.attention.methods.p2p import P2P
-from attention_edit.attention.methods.pnp import PnP
 from attention_edit.attention.methods.proximal import ProximalGuidance
 from attention_edit.host.families import family_of
 from attention_edit.host.work import FORWARD, work
-from attention_edit.inversion.direct import DirectInversion
-from attention_edit.inversion.fixed_point import FixedPointInversion
-from attention_edit.inversion.negative_prompt import NegativePromptInversion
-from attention_edit.inversion.null_text import NullTextInversion
-from mag_runs import CELLS, STUB, WORDS, Probe, asked, guided, part, slope_of
+from mag_runs import STUB, asked, guided, part, slope_of
 from prompts import prompt
 from waits import Waits
 
-# What stands underneath, and what does not go.
-
-
-def test_goes_with_cpam_and_the_source_runs_once_per_step(model, inversion, caplog):
-    """Iterations add no row of the source; packed is the same as separate."""
-    under = CPAM(edits.masks(), normal_share=0.0)
-    results = []
-    for packed in (False, True):
-        patched = install(model, under, inversion, packed)
-        with caplog.at_level(logging.INFO):
-            results.append(guided(patched, inversion, part(iterations=3)))
-    assert edits.difference(results[1], results[0]) < 1e-4
-    assert not torch.equal(results[0], edits.run(model, inversion, under))
-    steps = len(inversion.sigmas) - 1
-    assert caplog.text.count(f"Attention Edit: {3 * steps} UNet evaluations") == 2
-    assert "plans up to 6 iterations in 2 steps, worth 6 UNet evaluations" in caplog.text
-    assert caplog.text.count(f"{3 * steps} UNet evaluations, and 6 passes for gradients") == 2
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_goes_with_plug_and_play(model, inversion, checkpointing):
-    """The source's residual features are constants of the pass too."""
-    one = part(iterations=2, scale=50.0, checkpointing=checkpointing)
-    out = guided(model, inversion, one, under=[PnP()])
-    assert edits.difference(out, edits.run(model, inversion, PnP())) > 1e-4
-    # Blocks that are computed again on the way back still take the source's features where PnP wants them.
-    again = guided(model, inversion, replace(one, checkpointing=True), under=[PnP()])
-    assert edits.difference(again, out) < 1e-4
-    assert one.curve.worked()
-
-
-INVERSIONS = {
-    "offset 1": lambda model: edits.invert(model, offset=1),
-    "fixed point": lambda model: FixedPointInversion()(model, edits.invert(model), None, 1.0).inversion,
-    "negative prompt": lambda model: NegativePromptInversion()(None, edits.invert(model), None, 1.0).inversion,
-    "null text": lambda model: NullTextInversion(inner=2)(model, edits.invert(model), tiny.prompt(3), 7.5).inversion,
-    "direct": lambda model: DirectInversion(0.5)(model, edits.invert(model), tiny.prompt(3), 7.5).inversion,
-}
-
-
-@pytest.mark.parametrize("kind", INVERSIONS)
-def test_goes_with_any_inversion(model, kind):
-    """On Prompt-to-Prompt: without iterations its run bit for bit; with them only what is under the mask moves."""
-    with torch.inference_mode():
-        inversion = INVERSIONS[kind](model)
-    under = P2P(prompt("a cat on a mat"), prompt("a cat red striped thing on a mat"))
-    probe = Probe(WORDS, edits.box(), iterations=2, scale=50.0)
-    out = guided(model, inversion, probe, under=[under])
-    bare = edits.run(model, inversion, under)
-    assert torch.equal(guided(model, inversion, part(iterations=0, blend=1.0), under=[under]), bare)
-    assert edits.difference(out, bare) > 1e-3 and probe.curve.worked()
-    inside = resize(edits.box(), CELLS)[:, None].expand(1, 4, -1, -1)
-    assert probe.seen and all(torch.equal(before[~inside], after[~inside]) for before, after in probe.seen)
-
+# What does not go.
 
 OTHERS = [FPE(), MasaCtrl(), LocalBlend(prompt("a cat"), prompt("a dog"), ["cat"], ["dog"]), ProximalGuidance()]
 
@@ -199,42 +138,12 @@ def test_cost_is_told_from_the_share_of_the_unet_that_runs(model):
         asked(model, slope_of, detail=3)
 
 
-# The precision.
-
-
-@pytest.mark.parametrize("under", [None, "p2p", "pnp", "cpam"])
-def test_half_precision_is_kept_but_for_the_guided_passes(under, monkeypatch):
-    """The slope is one of single precision, and the run's own passes and the source are of the model's."""
-    half = tiny.tiny_model(dtype=torch.bfloat16)
-    inversion = edits.invert(half)
-    controls = {
-        None: [],
-        "p2p": [P2P(prompt("a cat on a mat"), prompt("a cat red striped thing on a mat"))],
-        "pnp": [PnP()],
-        "cpam": [CPAM(edits.masks(), normal_share=0.0)],
-    }[under]
-    seen = []
-    forward = type(half.model.diffusion_model).forward
-
-    def spy(self, x, *args, **kwargs):
-        seen.append((torch.is_grad_enabled(), x.dtype))
-        return forward(self, x, *args, **kwargs)
-
-    monkeypatch.setattr(type(half.model.diffusion_model), "forward", spy)
-    one = part(scale=50.0)
-    guided(half, inversion, one, under=controls)
-    assert set(seen) == {(True, torch.float32), (False, torch.bfloat16)}
-    assert one.curve.worked()
-    # The run of which MAG-Edit guides nothing is the one without it, bit for bit.
-    bare = guided(half, inversion, part(iterations=0, blend=1.0), under=controls)
-    assert torch.equal(bare, edits.run(half, inversion, *controls))
-
-
 # Waits for the device, and what is read in them.
 
 
-def waits(model, inversion, **values):
-    """Waits of a whole run, and the number of its iterations."""
+def waits(model, inversion, monkeypatch, **values):
+    """Waits of a whole run that follows on none, and the number of its iterations."""
+    monkeypatch.setattr(span, "_ENDED", Results("No run has ended yet."))
     one = part(scale=50.0, **values)
     with Waits() as counted:
         guided(model, inversion, one)
@@ -242,8 +151,8 @@ def waits(model, inversion, **values):
 
 
 @pytest.mark.parametrize("gain", [0.0, 1e-9])
-def test_an_iteration_waits_for_the_device_once(model, inversion, gain):
-    few, more = (waits(model, inversion, iterations=iterations, gain=gain) for iterations in (2, 5))
+def test_an_iteration_waits_for_the_device_once(model, inversion, gain, monkeypatch):
+    few, more = (waits(model, inversion, monkeypatch, iterations=iterations, gain=gain) for iterations in (2, 5))
     assert (few[1], more[1]) == (4, 10)
     assert more[0] - few[0] == more[1] - few[1]
 
