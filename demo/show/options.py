@@ -41,7 +41,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--thumbnails", action="store_true", help="write the pictures of workflows/ and of the README anew"
     )
-    made.add_argument("--blueprints", action="store_true", help="write subgraphs/ anew from workflows/")
+    made.add_argument(
+        "--blueprints",
+        action="store_true",
+        help="write subgraphs/ and real checkpoints' workflows anew from workflows/",
+    )
     made.add_argument("--locales", action="store_true", help="write locales/en anew from the nodes' own words")
     own = made.add_argument_group("your own picture")
     own.add_argument("--image", type=Path)

@@ -24,9 +24,17 @@ from machine.comfy_server import ComfyServer
 from machine.host_source import PACK, PreparationError
 from machine.prompt_result import PromptError, ServerError
 from PIL import Image
-from show import blueprints, locales, own_picture, sheets
+from show import blueprints, checkpoints, locales, own_picture, sheets
 from show import options as command_line
-from show.workflow_file import Prompt, WorkflowError, find_node, override, read_workflow, to_prompt
+from show.workflow_file import (
+    Prompt,
+    WorkflowError,
+    find_node,
+    override,
+    read_workflow,
+    to_prompt,
+    without_download,
+)
 
 WORKFLOWS = PACK / "workflows"
 PICTURES = PACK / "demo" / "pictures"
@@ -137,7 +145,7 @@ def load(server: ComfyServer, name: str) -> tuple[Prompt, Any]:
 def run_shipped(server: ComfyServer, output: Path) -> list[Run]:
     """Run every shipped workflow and write its sheet."""
     runs = []
-    for path in sorted(WORKFLOWS.glob("*.json")):
+    for path in without_download(WORKFLOWS):
         made = run(server, path.stem, *load(server, path.stem))
         sheets.sheet(made.images, made.title).save(output / f"{made.name}.png")
         runs.append(made)
@@ -193,6 +201,7 @@ def write_thumbnails(runs: list[Run]) -> None:
         picture = sheets.thumbnail(made.images.get("before"), after)
         picture.save(WORKFLOWS / f"{made.name}.jpg", quality=90)
         say(f"wrote workflows/{made.name}.jpg")
+    checkpoints.write()  # with the new picture of the workflow that they are made of
     edits = [made for made in runs if made.name in STRIP]
     PICTURES.mkdir(exist_ok=True)
     pairs = [(made.title.split(": ")[-1], made.images["before"], made.images["after"]) for made in edits]
@@ -225,8 +234,8 @@ def scores(chosen: argparse.Namespace) -> int:
 def demo(chosen: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     if chosen.blueprints:
-        for path in blueprints.write():
-            say(f"wrote subgraphs/{path.name}")
+        for path in [*blueprints.write(), *checkpoints.write()]:
+            say(f"wrote {path.relative_to(PACK)}")
         return 0
     host = Path(os.environ["ATTENTION_EDIT_HOST"])
     # Two copies of the pack must not share one base directory: each links to its own pack.

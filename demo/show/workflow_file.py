@@ -51,6 +51,11 @@ def read_workflow(path: Path) -> dict[str, Any]:
     return workflow
 
 
+def without_download(folder: Path) -> list[Path]:
+    """The workflows of a folder that run as they are: on the demo model, not on a checkpoint's loaders."""
+    return sorted(path for path in folder.glob("*.json") if '"AttnEditDemoModel"' in path.read_text("utf-8"))
+
+
 def links_of(workflow: Mapping[str, Any]) -> dict[int, Link]:
     """All links by id, from the list form (version 0.4) or the object form (version 1)."""
     found: dict[int, Link] = {}

@@ -14,6 +14,7 @@ import made
 import pytest
 from machine.base_directory import base_directory
 from machine.comfy_server import ComfyServer
+from show.workflow_file import without_download
 
 pytestmark = pytest.mark.timeout(0)
 
@@ -39,7 +40,7 @@ def watched(host, tmp_path):
 def prompts(server: ComfyServer) -> list[tuple[str, dict[str, Any]]]:
     """All workflows of the pack with the demo model, of few steps."""
     found = []
-    for path in sorted(made.FOLDER.glob("*.json")):
+    for path in without_download(made.FOLDER):
         prompt = made.prompt_of(server, path.stem)
         for entry in prompt.values():
             inputs = entry["inputs"]

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from made import FOLDER, execute, prompt_of
+from show.workflow_file import without_download
 
 if TYPE_CHECKING:
     from machine.comfy_server import ComfyServer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 FEW = ("cpam-replace", "flow-edit", "null-text-inversion", "p2p-swap", "pnp", "transformer-edit")
 """Masks with the source in a call of its own; gradients to the text; maps of cross-attention; features of layers; a
 rectified flow by a sampler of the pack's own, and one whose attention is edited."""
-FILES = sorted(FOLDER.glob("*.json"))
+FILES = without_download(FOLDER)
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 
 

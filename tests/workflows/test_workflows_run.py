@@ -11,14 +11,14 @@ from bundle import world
 from house import PACK, texts_of
 from made import FOLDER, Made, add_outputs, assert_kept, assert_reads, assert_shows, execute, prompt_of
 from scenes import expected, metrics, reader
-from show.workflow_file import Prompt, find_node, override
+from show.workflow_file import Prompt, find_node, override, without_download
 
 if TYPE_CHECKING:
     from machine.comfy_server import ComfyServer
 
 pytestmark = pytest.mark.server
 
-FILES = sorted(FOLDER.glob("*.json"))
+FILES = without_download(FOLDER)
 PHOTOS = [path for path in FILES if "AttnEditFitPhoto" in path.read_text("utf-8")]
 """Edits of a part of a larger picture, with tests of their own."""
 EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8") and path not in PHOTOS]
