@@ -25,6 +25,8 @@ SCENE, LARGE, MODEL = "AttnEditDemoScene", "Large Photograph", "AttnEditDemoMode
 STEPS, GUIDANCE = 28, 4
 """28 steps are what the papers on inverting Flux take, 4 what each publisher gives for its undistilled weights."""
 OBJECT = "a red vase"
+PAD = 40
+"""Pixels between the last loader and the group's edge."""
 KINDS = {"upload": "IMAGEUPLOAD", "shift": "FLOAT"}
 """Types of widgets that are no lists."""
 IDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/attention-edit/attention-edit/checkpoints")
@@ -233,13 +235,14 @@ def workflow(row: Checkpoint) -> dict[str, Any]:
         graph.remove(name)
     for name, texts in {"Read me": _note(row), "When it fails": _troubles(_text(graph, "When it fails"))}.items():
         graph.find(name)["widgets_values"] = [texts]
-        graph.find(name)["pos"][1] -= 60
-        graph.find(name)["size"][1] += 60
     graph.find("Edit Prompt")["widgets_values"] = [OBJECT]
     graph.find("AttnEditInvert")["widgets_values"][0] = STEPS
     graph.find("AttnEditMasks")["widgets_values"][1] = 0.1
     graph.find("KSampler")["widgets_values"][2:6] = [STEPS, GUIDANCE, "euler", "simple"]
     graph.find("SaveImage")["widgets_values"] = [f"attention-edit/{row.name}"]
+    box = graph.workflow["groups"][0]["bounding"]
+    bottom = max(node["pos"][1] + node["size"][1] for node in graph.nodes if node["pos"][0] == 0)
+    box[3] = max(box[3], bottom + PAD - box[1])
     graph.workflow["id"] = str(uuid.uuid5(IDS, row.name))
     return graph.workflow
 
