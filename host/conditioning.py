@@ -47,9 +47,11 @@ def beside_text(options: dict[str, Any]) -> list[str]:
     return found
 
 
-def with_states(conds: list[dict[str, Any]], states: Tensor) -> list[dict[str, Any]]:
-    """Processed conditionings with other text states (1 or B, L, C)."""
-    cross = comfy.conds.CONDCrossAttn(states)
+def with_states(
+    conds: list[dict[str, Any]], states: Tensor, kind: type[comfy.conds.CONDRegular] = comfy.conds.CONDCrossAttn
+) -> list[dict[str, Any]]:
+    """Processed conditionings with other text states (1 or B, L, C); `kind`: how the host holds them in this model."""
+    cross = kind(states)
     return [{**cond, "model_conds": {**cond["model_conds"], "c_crossattn": cross}} for cond in conds]
 
 

@@ -42,6 +42,7 @@ class NegativePromptInversion(Improvement):
     """
 
     name: ClassVar[str] = "Negative-prompt inversion"
+    on_flows: ClassVar[bool] = True
     interpolation: float = 0.0
 
     def improve(self, model: Any, inversion: Inversion, negative: Conditioning | None, guidance: float) -> Found:

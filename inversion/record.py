@@ -169,6 +169,11 @@ class Inversion:
         """The null text as CONDITIONING, with the states of the cleanest step; None without one."""
         return None if self.null_states is None else [[self.null_states[0], dict(self.null_options)]]
 
+    @property
+    def null_steps(self) -> int:
+        """How many steps have a null text of their own: 0 without one, 1 if it is the same in all."""
+        return 0 if self.null_states is None else len(self.null_states)
+
     def null_at(self, sigma: float) -> Tensor | None:
         """The null text (1 or B, L, C) of the DDIM step under way at this sigma; None without one."""
         return None if self.null_states is None else self.null_states[min(self.pair(sigma), len(self.null_states) - 1)]

@@ -47,7 +47,8 @@ class Walker(OwnSampler):
         positive, negative = conds.get("positive"), conds.get("negative")
 
         def predict(z: Tensor, sigma: float) -> Tensor:
-            states = self.texts.null_at(sigma) if self.texts else None
+            # A null text of one step is the negative prompt itself, as the host has made it ready for the model.
+            states = self.texts.null_at(sigma) if self.texts and self.texts.null_steps > 1 else None
             if states is not None:
                 beside = negative[0]["model_conds"]["c_crossattn"].cond  # on whose device the host batches the two
                 conds["negative"] = with_states(negative, states.to(beside))

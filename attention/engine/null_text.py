@@ -13,6 +13,12 @@ from ...host.remarks import Kind
 from ...inversion.record import Inversion
 from .run import Run
 
+TEXTUAL = ("y", "attention_mask", "num_tokens", "clip_text_pooled", "guidance")
+"""Beside the text's states, what the host's models take of a prompt: the pooled vector, how long it is, and the
+guidance that distilled models read."""
+ALWAYS = ("y", "guidance")
+"""Of these, what a model cannot do without."""
+
 
 def register(inversion: Inversion, guider: Any) -> None:
     """Let the host process the null text as one more conditioning: it makes SDXL's vector from the options."""
@@ -29,12 +35,20 @@ def replaced(run: Run, index: int, conds: list[dict[str, Any]] | None) -> list[d
     if states is None or not conds:
         return conds
     null = run.guider.conds[NULL_KEY][0]["model_conds"]
-    taken = {name: null[name] for name in ("y",) if name in null}
-    conds = [{**cond, "model_conds": {**cond["model_conds"], **taken}} for cond in conds]
+    conds = [{**cond, "model_conds": _of_text(null, cond["model_conds"])} for cond in conds]
+    if run.family.joint:  # one text for all steps there, which the host may have filled up to a common length
+        states = null["c_crossattn"].cond
     # Once per noise level, and where the other prompts are: the host joins only what lies on one device.
     given, dtype = conds[0]["model_conds"].get("c_crossattn", null["c_crossattn"]), null["c_crossattn"].cond.dtype
     key = ("null text", dtype, given.cond.device)
-    return with_states(conds, run.now(key, lambda: states.to(given.cond.device, dtype)))
+    placed = run.now(key, lambda: states.to(given.cond.device, dtype))
+    return with_states(conds, placed, type(null["c_crossattn"]))
+
+
+def _of_text(null: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A prompt's processed parts with those that belong to the text from the null text."""
+    kept = {name: part for name, part in own.items() if name not in TEXTUAL or name in ALWAYS}
+    return {**kept, **{name: null[name] for name in TEXTUAL if name in null}}
 
 
 def judge_guidance(run: Run) -> None:

@@ -25,7 +25,7 @@ RULES = (HARD, SOFT, RELEASED)
 
 
 def threshold_of(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
-    """Quantile 0..1 of the absolute values of each image (B, C, h, w), as (B, 1, 1, 1).
+    """Quantile 0..1 of the absolute values of each image (B, C, h, w), as (B, 1, 1, 1); of Qwen-Image with a frame.
 
     The released code takes it over the source's row and the target's together. Under negative-prompt inversion the
     source's two prompts are one and its differences zero, so that 0.75 is about the target's own 0.5.
@@ -33,7 +33,7 @@ def threshold_of(difference: Tensor, quantile: float, rule: str = HARD) -> Tenso
     values = difference.abs().flatten(1).float()
     if rule == RELEASED:
         values = torch.cat([values, torch.zeros_like(values)], dim=1)
-    return values.quantile(quantile, dim=1).to(difference)[:, None, None, None]
+    return values.quantile(quantile, dim=1).to(difference).view(-1, *[1] * (difference.ndim - 1))
 
 
 def proximal(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:
@@ -74,6 +74,7 @@ class ProximalGuidance(GuidanceControl):
     quantile: float = 0.75
     rule: str = HARD
     name = "Proximal Guidance"
+    on_joint = True
 
     def begin(self, run: Moment) -> Edited:
         """Refuse a run without guidance, in which there is nothing to limit."""
@@ -93,7 +94,7 @@ class ProximalGuidance(GuidanceControl):
         uncond = predictions["uncond"]
         difference = predictions["cond"] - uncond
         edited = ~left_alone(difference, self.quantile, self.rule)
-        state.cells = F.max_pool2d(edited.float(), 3, stride=1, padding=1)
+        state.cells = F.max_pool2d(edited.float().flatten(1, -3), 3, stride=1, padding=1)
         return {"cond": uncond + proximal(difference, self.quantile, self.rule)}
 
 
@@ -109,6 +110,7 @@ class ProximalHold(SourceAfterStep):
     guidance: ProximalGuidance
     start: float = 0.6
     name = "Proximal Guidance's hold"
+    on_joint = True
 
     def resumed(self, run: Moment, state: None, before: None) -> None:
         """The first step may have the outcome of the one before to bring back, by that one's traces."""

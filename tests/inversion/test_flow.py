@@ -12,7 +12,7 @@ from attention_edit.inversion.direct import DirectInversion
 from attention_edit.inversion.file_format import read, write
 from attention_edit.inversion.fixed_point import FixedPointInversion
 from attention_edit.inversion.generated import GeneratedSource
-from attention_edit.inversion.negative_prompt import NegativePromptInversion
+from attention_edit.inversion.null_text import NullTextInversion
 from attention_edit.inversion.reconstruct import reconstruct
 from attention_edit.inversion.schedule import levels
 from attention_edit.inversion.start import schedule_from
@@ -127,4 +127,4 @@ def test_improvements_work_or_are_refused_by_name():
         pulled.latents[-1], inversion.latents[-1]
     )
     with pytest.raises(ValueError, match=r"does not work on rectified flows such as SD3"):
-        NegativePromptInversion()(None, inversion, negative, 3.0)
+        NullTextInversion()(model, inversion, negative, 3.0)
