@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..attention.engine.install import install
+from ..attention.engine.layers import ALL, MIDDLE, VITAL
 from ..attention.maps.heat import MASK_RULES, HeatOptions, named, phrases, words_mask
 from ..attention.maps.recorder import SIZES, recorder
 from ..host.families import family_of
 from ..host.schemas import io
-from .inputs import fraction_input, maps_inputs, sharpen_input, smoothing_input
+from .inputs import CUSTOM_RANGE, fraction_input, layer_rule, maps_inputs, sharpen_input, smoothing_input
 from .sockets import ALL_SIZES, CATEGORY, MAP_SIZES, NO_SIZE, SELF_SIZES, MapsSocket, PromptSocket
 
 
@@ -40,16 +41,18 @@ class RecordMapsNode(io.ComfyNode):
                     options=MAP_SIZES,
                     default="quarter",
                     tooltip="Which layers' word maps, by the side of their maps as a share of the latent's. A quarter "
-                    "(16x16 for 512 pixels) tells words apart best; for pictures under 512 pixels take half.",
+                    "(16x16 for 512 pixels) tells words apart best; for pictures under 512 pixels take half. Not used "
+                    "on transformers, whose maps all have one size.",
                 ),
                 io.Combo.Input(
                     "self_maps",
                     options=SELF_SIZES,
                     default=NO_SIZE,
                     tooltip="Also record which pixels look at which, for Self-Attention Clusters and for sharpening. "
-                    "Half (32x32 for 512 pixels) is usual; full is slow.",
+                    "Half (32x32 for 512 pixels) is usual; full is slow. On transformers any size means their own.",
                 ),
                 *_window_inputs(),
+                *_blocks_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler, DDIM Inversion or further edits."),
@@ -58,13 +61,22 @@ class RecordMapsNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, prompt: Any, map_size: str, self_maps: str, start: float, end: float) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        prompt: Any,
+        map_size: str,
+        self_maps: str,
+        start: float,
+        end: float,
+        blocks: str = MIDDLE,
+        block_range: str = "",
+    ) -> io.NodeOutput:
         family = family_of(model)
-        family.check_unet("Record Attention Maps")
         there = {layer.scale for layer in family.layers}
         cross = tuple(sorted(there)) if map_size == ALL_SIZES else (SIZES[map_size],)
         own = () if self_maps == NO_SIZE else (SIZES[self_maps],)
-        control = recorder(prompt, family, cross, own, start, end)
+        control = recorder(prompt, family, cross, own, start, end, layer_rule(blocks, block_range))
         return io.NodeOutput(install(model, control), control.maps)
 
 
@@ -81,6 +93,29 @@ def _window_inputs() -> list[io.Input]:
             "end",
             1.0,
             "Share of the steps, counted from the noisy end, after which recording ends.",
+            advanced=True,
+        ),
+    ]
+
+
+def _blocks_inputs() -> list[io.Input]:
+    """Which of a transformer's blocks are recorded."""
+    return [
+        io.Combo.Input(
+            "blocks",
+            options=[MIDDLE, VITAL, ALL, CUSTOM_RANGE],
+            default=MIDDLE,
+            optional=True,
+            tooltip="On transformers: whose maps the mean is taken of. The middle two thirds show objects best; fewer "
+            "are faster. Not used on SD1.x, SD2.x and SDXL.",
+            advanced=True,
+        ),
+        io.String.Input(
+            "block_range",
+            default="3-13",
+            optional=True,
+            tooltip="Numbers of blocks in the order in which the model calls them, from 0, both ends included; used "
+            "when blocks says so.",
             advanced=True,
         ),
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...host.families import Layer
 from .acts import Act, How, Site
-from .call import Attend, AttentionCall, Features, SourceRows
+from .call import Attend, AttentionCall, Beside, Features, SourceRows, nothing_beside
 from .control import Control
 from .features import as_kept, read_features
 from .roles import Call, Group
@@ -39,7 +39,7 @@ class Asking:
 
     Attributes:
         call, group: whose rows they are. site, layer: where. shape: (h, w) of the feature map.
-        q, k, v, heads, attend, extra: see `AttentionCall`.
+        q, k, v, heads, attend, extra, beside: see `AttentionCall`.
         fitted: see `read_features`. fills_ahead: see `AttentionCall`.
     """
 
@@ -54,6 +54,7 @@ class Asking:
     heads: int
     attend: Attend
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    beside: Beside = nothing_beside
     fitted: Callable[[Features], Features] = as_kept
     fills_ahead: bool = False
     _sources: dict[tuple[str, bool], SourceRows | None] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Asking:
             extra=self.extra,
             guiding=run.reading is not None,
             rewrite=run.rewritten,
+            beside=self.beside,
         )
 
     def _source(self, of: str, own_half: bool) -> SourceRows | None:

@@ -21,6 +21,10 @@ beside them: keys and values of the text beside the image's, keys of the image, 
 Two further arguments say which, and mean nothing on UNets: `rows`, the slice of the target's rows that q, k and v are
 of, and `text`, whether the text in this attention is the rows' "own" or the "source"'s. Where an act changes the words'
 share, self acts are handed the image's share only: the values of the words are zero."""
+Beside = Callable[..., Tensor | None]
+"""The keys (R, n, C) that stand beside keys k (R, L, C) in `Attend` and share their softmax; None on UNets.
+
+Further arguments, as `Attend` has them: `rows` and `text`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +105,10 @@ def _as_it_is(_: AttentionCall, __: Tensor, target: Tensor) -> Tensor:
     return target
 
 
+def nothing_beside(_: Tensor, **__: Any) -> None:
+    """On a UNet's attention a map counts the keys that it is of."""
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
     """One attention of the target rows, as a control sees it.
@@ -113,6 +121,7 @@ class AttentionCall:
         own: computes the target's attention as it would be without this control (earlier controls and other
             packs' patches included).
         attend: plain attention on any queries, keys and values, and a mask if one is given.
+        beside: the keys that `attend` puts beside those it is given, which a map of these has to count too.
         source: the source's features repeated to the target rows, where the act reads them: those of the source
             prompt for every chunk, or each chunk's own half of guidance (`Act.own_half`). In cross-attention k and v
             hold the source's own L tokens. See `from_source`.
@@ -144,6 +153,7 @@ class AttentionCall:
     extra: Mapping[str, tuple[Tensor, Tensor]] | None = None
     guiding: bool = False
     rewrite: Callable[[AttentionCall, Tensor, Tensor], Tensor] = _as_it_is
+    beside: Beside = nothing_beside
 
     @property
     def plain(self) -> bool:

@@ -26,11 +26,11 @@ from ...host.families import Family, Layer
 from ...host.marks import KEY
 from ...host.remarks import Kind
 from ...host.transformers import Turn, image_pads
-from .acts import Act, How, Site
+from .acts import How, Site
 from .asking import Asking, Own
-from .call import Attend
+from .call import Attend, Beside
 from .control import Control
-from .roles import Call, Group
+from .roles import Call
 from .run import Phase, Run
 from .sequence import Sequence, apart, by_head, whole_attention, words_alone
 from .sides import OTHER_SIDE, TEXT_SIDE, Sides, keep_sides
@@ -43,20 +43,13 @@ def check_joint(control: Control, family: Family) -> None:
     """Refuse a control that does not work on joint attention.
 
     Raises:
-        ValueError: it does not, or not with these settings.
+        ValueError: it does not.
     """
-    if control.on_joint and all(map(_works, control.acts_on(family))):
-        return
-    what = " with masks from words or from attention maps" if control.on_joint else ""
-    raise ValueError(
-        f"Use MasaCtrl, FPE, CPAM, Prompt-to-Prompt or Exact Background with masks of your own: {control.name}{what} "
-        f"does not work on transformers such as {family.name} yet. Or connect an SD1.x, SD2.x or SDXL checkpoint."
-    )
-
-
-def _works(act: Act) -> bool:
-    """Whether an act can be done on joint attention; maps of words are not read there yet."""
-    return act.at is Site.SELF or (act.at is Site.CROSS and act.how is not How.LOOKS and act.contexts is None)
+    if not control.on_joint:
+        raise ValueError(
+            f"Use MasaCtrl, FPE, CPAM, Prompt-to-Prompt, Local Blend or Exact Background: {control.name} does not work "
+            f"on transformers such as {family.name} yet. Or connect an SD1.x, SD2.x or SDXL checkpoint."
+        )
 
 
 def with_site(
@@ -183,43 +176,68 @@ class JointSite:
         group = call.own
         if group is None:
             return None
+        target = sequence.rows(group.rows) if len(call.source_rows) else sequence
+        sides = Sides(call, group, layer, target, self.turn, self._fills_ahead)
+        if not any(self._changed(sides, site) for site in (Site.SELF, Site.CROSS)):
+            self._asked(sides)
+            return None
+        controlled = self._controlled(sides)
         if not len(call.source_rows):
-            return self._controlled(call, group, layer, sequence)
-        source, target = sequence.rows(call.source_rows), sequence.rows(group.rows)
-        controlled = self._controlled(call, group, layer, target)
+            return controlled
+        source = sequence.rows(call.source_rows)
         out = controlled.new_empty(len(sequence.q), *controlled.shape[1:])
         out[call.source_rows] = source.whole(source.q, source.k, source.v)
         out[group.rows] = controlled
         return out
 
-    def _controlled(self, call: Call, group: Group, layer: Layer, sequence: Sequence) -> Tensor:
+    def _changed(self, sides: Sides, site: Site) -> bool:
+        """Whether an act of a site does more than look."""
+        acts = self.run.acting.at(site, sides.layer.index, sides.group.part)
+        return any(act.how is not How.LOOKS for _, act in acts)
+
+    def _controlled(self, sides: Sides) -> Tensor:
         """The target's rows: the image's as the controls leave them, the others with their own attention."""
+        sequence = sides.sequence
         first, end = sequence.first, sequence.end
-        self._check_pads(layer, first)
+        self._check_pads(sides.layer, first)
         others = torch.cat([sequence.q[:, :, :first], sequence.q[:, :, end:]], 2)
         beside = sequence.whole(others, sequence.k, sequence.v)
-        out = self._asked(Sides(call, group, layer, sequence, self.turn, self._fills_ahead))
+        out = self._asked(sides)()
         return torch.cat([beside[:, :first], out.to(beside), beside[:, first:]], 1)
 
-    def _asked(self, sides: Sides) -> Tensor:
+    def _asked(self, sides: Sides) -> Callable[[], Tensor]:
         """What the controls make of image queries (R, N, C): the words' share and the other one, or both in one."""
-        sequence, acting = sides.sequence, self.run.acting
-        acts = acting.at(Site.CROSS, sides.layer.index, sides.group.part)
-        if all(act.how is How.LOOKS for _, act in acts):
-            image = self._asking(sides, Site.SELF, sequence.image[1:], partial(sequence.attend, sides.text))
-            return image.ask(self._own(sequence, sequence.v))()
+        sequence = sides.sequence
+        if not self._changed(sides, Site.CROSS):
+            share = self._image(sides, sides.text).ask(self._own(sequence, sequence.v))
+            if self._changed(sides, Site.SELF):
+                share()  # before anything looks at the words, as in a UNet's layer
+            if self.run.acting.at(Site.CROSS, sides.layer.index, sides.group.part):
+                self._words(sides).ask(share)
+            return share
         words = words_alone(sequence.v, sides.words)
-        image = self._asking(sides, Site.SELF, sequence.image[1:], partial(sequence.attend, sides.text_without_words))
-        text = self._asking(sides, Site.CROSS, sequence.text, partial(sequence.attend_words, sides.others))
-        share = image.ask(self._own(sequence, sequence.v - words))()
-        return share + text.ask(self._own(sequence, words))()
+        share = self._image(sides, sides.text_without_words).ask(self._own(sequence, sequence.v - words))()
+        of_words = self._words(sides).ask(self._own(sequence, words))()
+        return lambda: share + of_words
+
+    def _image(self, sides: Sides, texts: Callable[[str], tuple[Tensor, Tensor]]) -> Asking:
+        """What acts on self-attention are asked with: the image, with some keys and values of the text beside it."""
+        sequence = sides.sequence
+        attend, beside = partial(sequence.attend, texts), partial(sequence.beside_image, sides.text)
+        return self._asking(sides, Site.SELF, sequence.image[1:], attend, beside)
+
+    def _words(self, sides: Sides) -> Asking:
+        """What acts on cross-attention are asked with: the text, with the keys of all else beside the words'."""
+        sequence = sides.sequence
+        attend, beside = partial(sequence.attend_words, sides.others), partial(sequence.beside_text, sides.others)
+        return self._asking(sides, Site.CROSS, sequence.text, attend, beside)
 
     def _own(self, sequence: Sequence, values: Tensor) -> Own:
         """Attention of the image's queries to all keys, with some values (R, H, n, d)."""
         image = sequence.q[:, :, sequence.first : sequence.end]
         return Own(lambda: sequence.whole(image, sequence.k, values), plain=True)
 
-    def _asking(self, sides: Sides, site: Site, kv: tuple[Tensor, Tensor], attend: Attend) -> Asking:
+    def _asking(self, sides: Sides, site: Site, kv: tuple[Tensor, Tensor], attend: Attend, beside: Beside) -> Asking:
         """What acts of a site are asked with: queries of the image, keys and values of it or of the text."""
         return Asking(
             call=sides.call,
@@ -232,6 +250,7 @@ class JointSite:
             v=kv[1],
             heads=sides.sequence.q.shape[1],
             attend=attend,
+            beside=beside,
             fitted=sides.at_home,
             fills_ahead=sides.fills_ahead,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Sequence:
         """Some of its rows."""
         return replace(self, q=self.q[rows], k=self.k[rows], v=self.v[rows])
 
-    @property
+    @cached_property
     def image(self) -> tuple[Tensor, Tensor, Tensor]:
         """The image's part of q, k and v, heads side by side."""
         q, k, v = (heads_beside(x[:, :, self.first : self.end]) for x in (self.q, self.k, self.v))
@@ -64,7 +65,18 @@ class Sequence:
             mask = F.pad(mask, (text_k.shape[2], behind_k.shape[2]))
         return self.whole(q, torch.cat([text_k, k, behind_k], 2), torch.cat([text_v, v, behind_v], 2), mask)
 
-    @property
+    def beside_image(
+        self,
+        texts: Callable[[str], tuple[Tensor, Tensor]],
+        _: Tensor,
+        *,
+        rows: Any = slice(None),
+        text: str = "own",
+    ) -> Tensor:
+        """`Beside` of the image's keys in `attend`: the text's, and those of references."""
+        return heads_beside(self._all_else(texts(text)[0], rows))
+
+    @cached_property
     def text(self) -> tuple[Tensor, Tensor]:
         """Keys and values (R, L, C) of the text, heads side by side."""
         return heads_beside(self.k[:, :, : self.first]), heads_beside(self.v[:, :, : self.first])
@@ -87,11 +99,21 @@ class Sequence:
     ) -> Tensor:
         """`Attend` of image queries to words: the keys of all else stand beside, and have values of zero."""
         q, k, v = (apart(x, self.q.shape[1]) for x in (q, k, v))
-        beside = torch.cat([others(text, k.shape[2])[rows], self.k[rows, :, self.end + self.pads :]], 2)
+        beside = self._all_else(others(text, k.shape[2]), rows)
         values = torch.cat([v, v.new_zeros((*v.shape[:2], beside.shape[2], v.shape[3]))], 2)
         if mask is not None:
             mask = F.pad(mask, (0, beside.shape[2]))
         return self.whole(q, torch.cat([k, beside], 2), values, mask)
+
+    def beside_text(
+        self, others: Callable[[str, int], Tensor], k: Tensor, *, rows: Any = slice(None), text: str = "own"
+    ) -> Tensor:
+        """`Beside` of the words' keys k (R, T, C) in `attend_words`: of all else."""
+        return heads_beside(self._all_else(others(text, k.shape[1]), rows))
+
+    def _all_else(self, others: Tensor, rows: Any) -> Tensor:
+        """Some rows of keys (R, H, n, d), and behind them those of references."""
+        return torch.cat([others[rows], self.k[rows, :, self.end + self.pads :]], 2)
 
 
 def whole_attention(

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...host.models import CELL
 from ..words.prompt import Prompt
 from .recorder import SIZES, MeanMap, Recording
 from .sizes import resize_maps
@@ -68,7 +67,7 @@ def heat_map(recording: Recording, positions: Sequence[int], options: HeatOption
     low = smooth(word_map(recording, positions, options.scales), options.smoothing)
     if options.sharpen:
         low = sharpen(low, own_map(recording), options.sharpen)
-    return resize_maps(low, (recording.size[0] * CELL, recording.size[1] * CELL))
+    return resize_maps(low, recording.pixels)
 
 
 def word_map(recording: Recording, positions: Sequence[int], scales: Sequence[int] | None = None) -> Tensor:

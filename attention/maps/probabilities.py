@@ -16,7 +16,14 @@ MAP_LIMIT = 2**24
 """Largest number of probabilities held at once (64 MB in float32)."""
 
 
-def cross_map(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None = None) -> Tensor:
+def cross_map(
+    q: Tensor,
+    k: Tensor,
+    heads: int,
+    columns: Sequence[int],
+    length: int | None = None,
+    beside: Tensor | None = None,
+) -> Tensor:
     """How much each image token attends to some text tokens.
 
     Args:
@@ -25,26 +32,36 @@ def cross_map(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: 
         columns: T positions on the text's token axis.
         length: places of the text's own axis, when the host has repeated it to L = r * length to batch it with a
             longer one; the copies' shares are added up.
+        beside: (R, M, C) keys that share the softmax, as those of the image do on joint attention.
 
     Returns:
-        (R, N, T) float32, mean over heads; the shares of all L tokens add up to 1.
+        (R, N, T) float32, mean over heads; the shares of all L tokens, with those beside, add up to 1.
 
     Raises:
         ValueError: a column outside the text, or L is no multiple of the length.
     """
-    return torch.cat([shares.mean(1) for shares in _word_chunks(q, k, heads, columns, length)], dim=1)
+    return torch.cat([shares.mean(1) for shares in _word_chunks(q, k, heads, columns, length, beside)], dim=1)
 
 
-def largest_share(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None = None) -> Tensor:
+def largest_share(
+    q: Tensor,
+    k: Tensor,
+    heads: int,
+    columns: Sequence[int],
+    length: int | None = None,
+    beside: Tensor | None = None,
+) -> Tensor:
     """The largest share that any head of any image token gives to one of some text tokens, (R, 1, 1) float32.
 
     Arguments and errors as `cross_map` has them.
     """
-    parts = [shares.amax((1, 2, 3)) for shares in _word_chunks(q, k, heads, columns, length)]
+    parts = [shares.amax((1, 2, 3)) for shares in _word_chunks(q, k, heads, columns, length, beside)]
     return torch.stack(parts).amax(0)[:, None, None]
 
 
-def _word_chunks(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None) -> Iterator[Tensor]:
+def _word_chunks(
+    q: Tensor, k: Tensor, heads: int, columns: Sequence[int], length: int | None, beside: Tensor | None
+) -> Iterator[Tensor]:
     """Shares (R, heads, n, T) of n image tokens at a time, for `cross_map`."""
     own = length or k.shape[1]
     if k.shape[1] % own:
@@ -54,7 +71,7 @@ def _word_chunks(q: Tensor, k: Tensor, heads: int, columns: Sequence[int], lengt
         )
     if any(not 0 <= column < own for column in columns):
         raise ValueError(f"Token positions {list(columns)} are not all within the text's {own} tokens.")
-    for probabilities in _chunks(q, k, heads):
+    for probabilities in _chunks(q, k, heads, beside):
         yield picked(probabilities.unflatten(-1, (-1, own)).sum(-2), columns)
 
 
@@ -68,16 +85,20 @@ def picked(values: Tensor, columns: Sequence[int]) -> Tensor:
     return torch.stack([values[..., column] for column in columns], dim=-1)
 
 
-def self_map(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """How much each image token attends to each other: (R, N, C) and (R, N, C) to (R, N, N) float32, mean of heads."""
-    return torch.cat([probabilities.mean(1) for probabilities in _chunks(q, k, heads)], dim=1)
+def self_map(q: Tensor, k: Tensor, heads: int, beside: Tensor | None = None) -> Tensor:
+    """How much each image token attends to each other: (R, N, C) and (R, N, C) to (R, N, N) float32, mean of heads.
+
+    With keys beside, see `cross_map`, rows add up to what they leave to the image.
+    """
+    return torch.cat([probabilities.mean(1) for probabilities in _chunks(q, k, heads, beside)], dim=1)
 
 
-def _chunks(q: Tensor, k: Tensor, heads: int) -> Iterator[Tensor]:
+def _chunks(q: Tensor, k: Tensor, heads: int, beside: Tensor | None) -> Iterator[Tensor]:
     """Probabilities (R, heads, n, L) float32 of n queries at a time."""
-    rows, _, width = q.shape
+    rows, length, width = k.shape
     size = width // heads
+    k = k if beside is None else torch.cat([k, beside], dim=1)
     keys = k.float().unflatten(-1, (heads, size)).permute(0, 2, 3, 1)
     for part in q.split(max(1, MAP_LIMIT // (rows * heads * k.shape[1])), dim=1):
         queries = part.float().unflatten(-1, (heads, size)).transpose(1, 2)
-        yield torch.softmax(queries @ keys * size**-0.5, dim=-1)
+        yield torch.softmax(queries @ keys * size**-0.5, dim=-1)[..., :length]

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...host.families import Family, Layer
+from ...host.models import CELL
 from ..engine.acts import Act, How, Site, Window
 from ..engine.call import AttentionCall
 from ..engine.checks import check_target_prompt
 from ..engine.control import Control
+from ..engine.layers import ALL, MIDDLE, layers_of
 from ..engine.moment import Moment
 from ..engine.results import Results
 from ..words.prompt import Prompt
-from .probabilities import cross_map, self_map
+from .seen import itself_of, words_of
 from .sizes import add_tokens
 
 SIZES = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
@@ -49,13 +51,19 @@ class Recording:
         columns: text positions that the T columns of cross maps stand for.
         cross: mean cross-attention map by scale.
         own: mean self-attention map by scale.
-        size: (h, w) of the latent.
+        size: (h, w) of the latent. cell: pixels along a side of its cells.
     """
 
     columns: tuple[int, ...]
     cross: dict[int, MeanMap]
     own: dict[int, MeanMap]
     size: tuple[int, int]
+    cell: int = CELL
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.size[0] * self.cell, self.size[1] * self.cell
 
 
 class AttentionMaps(Results[Recording]):
@@ -108,6 +116,7 @@ class RecordMaps(Control):
         cross_scales: `Layer.scale` of the layers whose cross-attention is recorded, for all words of the prompt.
         self_scales: the same for self-attention.
         start, end: share of the steps, counted from the noisy end, between which it records.
+        blocks: which of these layers, a rule of `layers.layers_of`; all maps of a transformer have one size.
     """
 
     maps: AttentionMaps
@@ -115,7 +124,9 @@ class RecordMaps(Control):
     self_scales: tuple[int, ...] = ()
     start: float = 0.0
     end: float = 1.0
+    blocks: str = ALL
     name = "Record Attention Maps"
+    on_joint = True
     columns: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,8 +136,11 @@ class RecordMaps(Control):
         window, cross = Window(self.start, self.end), self.cross_scales if self.columns else ()
         sites = ((Site.SELF, self.self_scales, self.look_at_itself), (Site.CROSS, cross, self.look_at_words))
         return tuple(
-            Act(site, _of_scales(family, scales), during=window, do=do, how=How.LOOKS) for site, scales, do in sites
+            Act(site, self._layers(family, scales), during=window, do=do, how=How.LOOKS) for site, scales, do in sites
         )
+
+    def _layers(self, family: Family, scales: tuple[int, ...]) -> tuple[Layer, ...]:
+        return tuple(layer for layer in layers_of(family, self.blocks) if layer.scale in scales)
 
     def begin(self, run: Moment) -> Sums:
         """Refuse a window that holds no step, and a prompt that is not the one that is read."""
@@ -146,21 +160,20 @@ class RecordMaps(Control):
         """Add this layer's self-attention map of the conditional rows."""
         chunk = self._prompted(call)
         if chunk is not None:
-            rows = call.rows(chunk)
-            self._add(call, Site.SELF, self_map(call.q[rows], call.k[rows], call.heads))
+            self._add(call, Site.SELF, itself_of(call, chunk))
 
     def look_at_words(self, call: AttentionCall) -> None:
         """Add this layer's maps of the prompt's words, of the conditional rows."""
         chunk = self._prompted(call)
         if chunk is None:
             return
-        rows, length = call.rows(chunk), call.lengths[chunk]
+        length = call.lengths[chunk]
         if length != self.maps.prompt.length:
             raise ValueError(
                 f"The positive conditioning has {length} tokens, but the prompt whose words are recorded has "
                 f"{self.maps.prompt.length}. Connect the conditioning and the prompt of the same Prompt with Words."
             )
-        self._add(call, Site.CROSS, cross_map(call.q[rows], call.k[rows], call.heads, self.columns, length))
+        self._add(call, Site.CROSS, words_of(call, chunk, self.columns))
 
     def _prompted(self, call: AttentionCall) -> int | None:
         chunks = [i for i, conditional in enumerate(call.conditional) if conditional]
@@ -184,11 +197,9 @@ class RecordMaps(Control):
             site: {scale: total.mean() for (of, scale), total in state.items() if of is site}
             for site in (Site.CROSS, Site.SELF)
         }
-        self.maps.keep(latent, Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size))
-
-
-def _of_scales(family: Family, scales: tuple[int, ...]) -> tuple[Layer, ...]:
-    return tuple(layer for layer in family.layers if layer.scale in scales)
+        transformer = run.family.transformer
+        cell = CELL if transformer is None else transformer.cell
+        self.maps.keep(latent, Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size, cell))
 
 
 def sizes_of(family: Family) -> str:
@@ -198,16 +209,28 @@ def sizes_of(family: Family) -> str:
 
 
 def recorder(
-    prompt: Prompt, family: Family, cross: tuple[int, ...], own: tuple[int, ...], start: float, end: float
+    prompt: Prompt,
+    family: Family,
+    cross: tuple[int, ...],
+    own: tuple[int, ...],
+    start: float,
+    end: float,
+    blocks: str = MIDDLE,
 ) -> RecordMaps:
     """A recorder with a place of its own for the maps.
 
     Args:
-        cross, own: scales of the layers whose cross- and self-attention is recorded.
+        cross, own: scales of the layers whose cross- and self-attention is recorded. A transformer's maps have one
+            size; where any are asked for, they are recorded.
+        blocks: which of a transformer's blocks, a rule of `layers.layers_of`; not read for UNets.
 
     Raises:
-        ValueError: nothing to record, or the family has no layer of a size that was asked for.
+        ValueError: nothing to record, the family has no layer of a size that was asked for, or a rule does not fit it.
     """
+    if family.joint:
+        size = (family.layers[0].scale,)
+        cross, own = (size if scales else () for scales in (cross, own))
+        layers_of(family, blocks)
     there = {layer.scale for layer in family.layers}
     missing = [name for name, scale in SIZES.items() if scale in (*cross, *own) and scale not in there]
     if missing:
@@ -220,4 +243,4 @@ def recorder(
             "The prompt is empty, so it has no words whose maps could be recorded. Write a caption into Prompt with "
             "Words, or record self-attention."
         )
-    return RecordMaps(AttentionMaps(prompt), cross, own, start, end)
+    return RecordMaps(AttentionMaps(prompt), cross, own, start, end, blocks if family.joint else ALL)

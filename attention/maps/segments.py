@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...host.models import CELL
 from ..pictures.heat import cluster_picture, enlarged
 from .clusters import assign, k_means, principal_components
 from .heat import own_map, word_map
@@ -80,8 +79,7 @@ def find_segments(
     for i, features in enumerate(own.values):
         labels = k_means(features, count, seed=seed)
         named = assign(labels, count, {word: maps[i] for word, maps in nouns.items()}, least) if words else ()
-        size = (recording.size[0] * CELL, recording.size[1] * CELL)
-        found.append(Segments(labels.unflatten(0, own.shape), count, tuple(named), features, size))
+        found.append(Segments(labels.unflatten(0, own.shape), count, tuple(named), features, recording.pixels))
     return found
 
 

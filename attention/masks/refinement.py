@@ -12,6 +12,7 @@ from ..engine.checks import check_target_prompt
 from ..engine.moment import Moment
 from ..engine.results import Results
 from ..maps.recorder import sizes_of
+from ..maps.seen import object_layers
 from ..words.alignment import find_words
 from ..words.prompt import Prompt
 
@@ -40,9 +41,10 @@ class Refinement:
         length: places of that axis.
         start: share of the steps after which refined masks hold (T_m = 5 of 50).
         threshold: of the normalized maps, 0..1 (0.45 in the official runner).
-        scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the released code.
+        scales: `Layer.scale` of the layers whose word maps are read; empty for all, as in the released code. Not read
+            for transformers, whose maps have one size.
         own_scale: `Layer.scale` of the layers whose self-attention sharpens the words' maps; None for none, as in
-            the released code.
+            the released code. Of a transformer any size means its own.
         reach: how far a refined mask may go beyond the given one, as `masks.grow` measures it; from 1 on it may be
             anywhere, as in the released code.
         released: take maps as the released code does and not as the paper says: the first mask is of the last layer's
@@ -69,10 +71,14 @@ class Refinement:
 
     def word_layers(self, family: Family) -> tuple[Layer, ...]:
         """Layers whose word maps are read."""
+        if family.joint:
+            return object_layers(family)
         return tuple(layer for layer in family.layers if not self.scales or layer.scale in self.scales)
 
     def own_layers(self, family: Family) -> tuple[Layer, ...]:
         """Layers whose self-attention sharpens them."""
+        if family.joint:
+            return object_layers(family) if self.own_scale else ()
         return tuple(layer for layer in family.layers if layer.scale == self.own_scale)
 
     def check(self, run: Moment) -> None:
@@ -86,7 +92,7 @@ class Refinement:
             check_target_prompt(run, self.prompt, "Refine Mask")
         there = {layer.scale for layer in run.family.layers}
         for of, scales in (("map_size", self.scales), ("self_maps", (self.own_scale,))):
-            if any(scale and scale not in there for scale in scales):
+            if not run.family.joint and any(scale and scale not in there for scale in scales):
                 raise ValueError(
                     f"{run.family} has no attention layers of the size that {of} of Refine Mask asks for; it "
                     f"has {sizes_of(run.family)}."

@@ -21,8 +21,9 @@ from ..engine.call import AttentionCall
 from ..engine.control import missing_steps
 from ..engine.moment import Moment, savable
 from ..maps.heat import min_max, sharpen
-from ..maps.probabilities import cross_map, largest_share, self_map
+from ..maps.probabilities import largest_share
 from ..maps.recorder import MeanMap
+from ..maps.seen import itself_of, words_of
 from ..maps.sizes import add_tokens
 from .cells import for_batch, grow, resize
 from .refinement import Refinement
@@ -98,24 +99,24 @@ class Target:
             return  # the first mask is the last layer's
         add = {"cross": self._add_words, "self": self._add_own}[kind]
         for chunk in (i for i, conditional in enumerate(call.conditional) if conditional):
-            add(refinement, call, call.rows(chunk))
+            add(refinement, call, chunk)
         if refinement.released and last and self._words is not None:
             self._refine(refinement, self._words, call.run)
 
-    def _add_words(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
+    def _add_words(self, refinement: Refinement, call: AttentionCall, chunk: int) -> None:
         """The words' maps over their maximum, nearest at the latent's size."""
-        heat = cross_map(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
+        heat = words_of(call, chunk, refinement.columns, refinement.length)
         heat = heat.mean(-1).unflatten(1, call.shape)
         heat = F.interpolate(heat[:, None], size=call.run.size, mode="nearest")[:, 0]
         most = heat.amax((1, 2), keepdim=True)
         if refinement.released:
-            most = largest_share(call.q[rows], call.k[rows], call.heads, refinement.columns, refinement.length)
+            most = words_of(call, chunk, refinement.columns, refinement.length, largest_share)
         heat = heat / most.clamp(min=1e-12)
         self._words = heat if self._words is None else self._words + heat
 
-    def _add_own(self, refinement: Refinement, call: AttentionCall, rows: slice) -> None:
+    def _add_own(self, refinement: Refinement, call: AttentionCall, chunk: int) -> None:
         """Which pixels of the drawing look at which; only their proportions matter."""
-        values = self_map(call.q[rows], call.k[rows], call.heads)
+        values = itself_of(call, chunk)
         if self._own is None:
             self._own = MeanMap(values, call.shape, 1)
         else:

@@ -15,7 +15,8 @@ from ..engine.call import AttentionCall
 from ..engine.checks import check_source_prompt, check_target_prompt
 from ..engine.control import missing_steps
 from ..engine.moment import Moment
-from ..maps.probabilities import OBJECT_SCALE, cross_map, picked
+from ..maps.probabilities import picked
+from ..maps.seen import object_layers, source_words_of, words_of
 from ..maps.sizes import alike
 from ..words.alignment import find_word, find_words
 from ..words.prompt import Prompt
@@ -53,6 +54,7 @@ class LocalBlend(SourceAfterStep):
     threshold: float = 0.3
     subtract_threshold: float = 0.3
     name = "Local Blend"
+    on_joint = True
 
     def columns(self) -> dict[str, tuple[int, ...]]:
         """Token positions by side and purpose.
@@ -85,8 +87,7 @@ class LocalBlend(SourceAfterStep):
         return _Sums(dict(before.maps))
 
     def acts_on(self, family: Family) -> tuple[Act, ...]:
-        layers = tuple(layer for layer in family.layers if layer.scale == OBJECT_SCALE)
-        return (Act(Site.CROSS, layers, do=self.look, reads="qk", when=self.acts, how=How.LOOKS),)
+        return (Act(Site.CROSS, object_layers(family), do=self.look, reads="qk", when=self.acts, how=How.LOOKS),)
 
     def acts(self, run: Moment, state: _Sums) -> bool:
         return run.inversion is not None and self.start < 1
@@ -96,9 +97,7 @@ class LocalBlend(SourceAfterStep):
         if not any(call.conditional):
             return
         chunk = call.conditional.index(True)
-        rows, length, kept = call.rows(chunk), call.lengths[chunk], call.from_source
-        source = cross_map(kept.q[rows], kept.k[rows], call.heads, range(kept.k.shape[1]))
-        target = cross_map(call.q[rows], call.k[rows, :length], call.heads, range(length))
+        source, target = source_words_of(call, chunk), words_of(call, chunk, range(call.lengths[chunk]))
         target = call.rewrite(call, source, target)
         for name, positions in self.columns().items():
             side = source if name.startswith("source") else target

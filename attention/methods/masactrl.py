@@ -23,7 +23,7 @@ from ..engine.control import Control, missing_steps
 from ..engine.layers import layers_from
 from ..engine.moment import Moment, savable
 from ..engine.substitute import attend_with
-from ..maps.probabilities import OBJECT_SCALE, cross_map
+from ..maps.seen import object_layers, source_words_of, words_of
 from ..maps.sizes import alike
 from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.judged import judge_mask
@@ -82,7 +82,7 @@ class MasaCtrl(Control):
         acts = [Act(Site.SELF, layers, during=window, do=self.attend, reads="kv", own_half=self.both_halves)]
         if self.words is not None:
             last = max((layer.index for layer in layers), default=-1)
-            looked = tuple(la for la in family.layers if la.scale == OBJECT_SCALE and la.index < last)
+            looked = tuple(la for la in object_layers(family) if la.index < last)
             acts.append(Act(Site.CROSS, looked, during=window, do=self.look, reads="qk", how=How.LOOKS))
         return tuple(acts)
 
@@ -126,11 +126,9 @@ class MasaCtrl(Control):
         if self.words is None or not any(call.conditional):
             return
         chunk = call.conditional.index(True)
-        rows, source, (here, there) = call.rows(chunk), call.from_source, self.words.columns()
-        k = call.k[rows, : call.lengths[chunk]]
-        pairs = ((source.q[rows], source.k[rows], here), (call.q[rows], k, there))
-        maps = (cross_map(q, keys, call.heads, columns).sum(-1).unflatten(1, call.shape) for q, keys, columns in pairs)
-        call.state.add(call.run.sigma, tuple(maps))
+        here, there = self.words.columns()
+        maps = (source_words_of(call, chunk, here), words_of(call, chunk, there))
+        call.state.add(call.run.sigma, tuple(shares.sum(-1).unflatten(1, call.shape) for shares in maps))
 
     def attend(self, call: AttentionCall) -> Tensor:
         """The source's keys and values, each half of guidance its own."""
