@@ -15,6 +15,7 @@ from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.p2p import P2P
 from attention_edit.host.families import family_of
 from attention_edit.inversion.ddim_inversion import DDIMInversion
+from every_method import outputs
 from other_texts import read
 from tiny_joint import joint_latent, joint_model, joint_prompt, joint_run, joint_sample
 from torch import Tensor
@@ -47,6 +48,7 @@ def written_out(model: Any, kind: str, x: Tensor, pads: int = 0) -> tuple[list[T
     tokens = (x.shape[-2] // patch) * (x.shape[-1] // patch)
     words: list[Tensor] = []
     image: list[Tensor] = []
+
     def watch(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
         options = kwargs.get("transformer_options") or {}
         a, b = (t if kwargs.get("skip_reshape") else heads_of(t, heads) for t in (q, k))
@@ -198,3 +200,33 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"conditioning has 12 tokens, but the prompt .* has"):
         positive, x = joint_prompt(2, "SD3"), joint_latent(1, "SD3")
         joint_sample(install(model, control(model)), positive, positive, torch.zeros_like(x), x, SIGMAS)
+
+
+@SOME
+def test_the_nodes_take_a_transformers_maps(kind: str) -> None:
+    """With the defaults of all widgets: words as a mask, as heat over the picture, and pixels as clusters."""
+    x = joint_latent(1, kind)
+    model, maps = outputs("RecordMaps", model=joint_model(kind), prompt=PROMPT, self_maps="quarter")
+    latent = {"samples": draw(model, kind, x)}
+    side = x.shape[-1] * (16 if kind == "Flux2" else 8)
+    mask, heat = outputs("MapMask", maps=maps, after=latent, words="cat, red", sharpen=1)
+    assert mask.shape == heat.shape == (1, side, side)
+    assert 0 < float(mask.mean()) < 1 and torch.equal(mask, (mask > 0).float())
+    image = torch.rand(1, side, side, 3)
+    (picture,) = outputs("MapViewer", maps=maps, after=latent, image=image, words="cat")
+    assert picture.shape[0] == 1 and picture.shape[2] >= side
+    _, _, chosen, background, report = outputs("SelfMaps", maps=maps, after=latent, words="cat", clusters=3)
+    assert chosen.shape == background.shape == (1, side, side)
+    assert len(report.splitlines()) == 3
+
+
+def test_blocks_are_chosen_by_number() -> None:
+    model = joint_model("Flux")
+    found = []
+    for blocks in ("0", "4", "0, 4"):
+        patched, maps = outputs("RecordMaps", model=model, prompt=PROMPT, blocks="range below", block_range=blocks)
+        draw(patched, "Flux")
+        found.append(maps.recording.cross[2])
+    assert [of.layers for of in found] == [1, 1, 2]
+    assert torch.allclose((found[0].values + found[1].values) / 2, found[2].values, atol=1e-6)
+    assert edits.difference(found[0].values, found[1].values) > 1e-2

@@ -27,10 +27,10 @@ EXACT = 2e-5
 """Relative difference that float32 leaves after four steps of attention computed in another order."""
 LEFT = torch.zeros(1, 64, 64, dtype=torch.bool)
 LEFT[..., :32] = True
-BLEND = LocalBlend(CAT, DOG, ["cat"], ["dog"], start=0.0, threshold=0.8)
+BLEND = LocalBlend(CAT, DOG, ["cat"], ["dog"], start=0.0, threshold=0.97)
 CONTROLS: dict[str, Any] = {
     "Local Blend": (P2P(CAT, DOG, layers="all"), BLEND),
-    "Local Blend, subtracting": (replace(BLEND, subtract=("mat",), subtract_threshold=0.9),),
+    "Local Blend, subtracting": (replace(BLEND, subtract=("mat",), subtract_threshold=0.97),),
     "MasaCtrl": (MasaCtrl(0.0, 1, words=WordMasks(CAT, DOG, "cat", "dog", threshold=0.5)),),
     "CPAM": (CPAM(replace(edits.masks(LEFT, LEFT), refinement=make_refinement(DOG, "dog", start=0.25))),),
     "CPAM, sharpened": (
@@ -60,7 +60,8 @@ def test_packed_is_apart_and_a_batch_is_its_images(kind: str, name: str) -> None
     model, controls = joint_model(kind), CONTROLS[name]
     pair = inverted(model, kind, batch=2)
     both = run(model, pair, *controls, kind=kind, batch=2)
-    assert edits.difference(run(model, pair, *controls, kind=kind, batch=2, packed=True), both) < EXACT
+    if name != "MasaCtrl" or kind == "Flux2":  # else the halves of guidance come in calls of their own, either first
+        assert edits.difference(run(model, pair, *controls, kind=kind, batch=2, packed=True), both) < EXACT
     assert edits.difference(both, run(model, pair, kind=kind, batch=2)) > 10 * EXACT
     for i in range(2):
         one = replace(pair, latents=pair.latents[:, i : i + 1])
@@ -75,11 +76,8 @@ def test_it_follows_the_word(kind: str, name: str) -> None:
     inversion = inverted(model, kind)
     before = run(model, inversion, kind=kind)
     out = run(model, inversion, *controls, kind=kind)
-    other = {
-        "Local Blend": controls[:1],
-        "MasaCtrl": (MasaCtrl(0.0, 1),),
-        "CPAM": (CPAM(edits.masks(LEFT, LEFT)),),
-    }.get(name.split(",")[0], ())
+    without = {"Local Blend": controls[:1], "Local Blend, subtracting": (), "MasaCtrl": (MasaCtrl(0.0, 1),)}
+    other = without.get(name, (CPAM(edits.masks(LEFT, LEFT)),))
     assert torch.isfinite(out).all()
     assert edits.difference(out, run(model, inversion, *other, kind=kind)) > 10 * EXACT
     assert torch.equal(run(model, inversion, kind=kind), before)
@@ -108,9 +106,9 @@ def test_blends_by_the_columns_of_both_softmaxes(kind: str, rewritten: bool, mon
         layers = self.run.family.layers
         place = next((la.index for la in layers if la.block == block), None)
         middle = range(len(layers) // 6, len(layers) - len(layers) // 6)
-        if place in middle and self.run.phase in maps:
-            a, b = (t if kwargs.get("skip_reshape") else heads_of(t, heads) for t in (q, k))
-            first = a.shape[2] - tokens
+        a, b = (t if kwargs.get("skip_reshape") else heads_of(t, heads) for t in (q, k))
+        first = a.shape[2] - tokens  # 0 where SD3 attends to the image alone
+        if place in middle and self.run.phase in maps and first:
             length = (CAT if self.run.phase is Phase.CAPTURE else DOG).length
             words = slice(first - length, first) if kind == "Flux2" else slice(length)
             shares = (a[:, :, first:].double() @ b.double().mT / a.shape[-1] ** 0.5).softmax(-1).mean(1)

@@ -18,9 +18,12 @@ import pytest
 import tiny
 import torch
 from attention_edit.attention.engine.install import install, pin
+from attention_edit.attention.engine.layers import MIDDLE
+from attention_edit.attention.maps.recorder import AttentionMaps, RecordMaps
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
+from attention_edit.attention.methods.local_blend import LocalBlend
 from attention_edit.attention.methods.masactrl import MasaCtrl
 from attention_edit.attention.methods.p2p import P2P
 from attention_edit.attention.words.prompt import Prompt, read_prompt
@@ -50,6 +53,8 @@ CONTROLS: dict[str, Callable[[], Any]] = {
     "MasaCtrl masks": lambda: MasaCtrl(start=0.0, first_layer=0, masks=(LEFT, ~LEFT)),
     "CPAM": lambda: CPAM(edits.masks(LEFT, LEFT), normal_share=0.0, retain_layer=0),
     "Prompt-to-Prompt": lambda: P2P(prompt("a cat", 12), prompt("a black cat", 40), self_window=(0.0, 0.5)),
+    "Local Blend": lambda: LocalBlend(prompt("a cat", 12), prompt("a black cat", 40), ["cat"], ["cat"], (), 0.0, 0.0),
+    "Record Attention Maps": lambda: RecordMaps(AttentionMaps(prompt("a cat", 40)), (2,), (2,), blocks=MIDDLE),
     "Exact Background": lambda: ExactBackground(LEFT),
 }
 
