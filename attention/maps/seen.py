@@ -44,16 +44,15 @@ def words_of(
     return measure(call.q[rows], k, call.heads, columns, length, call.beside(k, rows=rows))
 
 
-def source_words_of(call: AttentionCall, chunk: int, columns: Sequence[int] | None = None) -> Tensor:
-    """The same of the source that a chunk reads, for some of its tokens or for all of them.
+def source_words_of(call: AttentionCall, chunk: int, columns: Sequence[int], length: int | None = None) -> Tensor:
+    """The same of the source that a chunk reads, and of its own prompt.
 
     Raises:
-        ValueError: the source's features are not there.
+        ValueError: see `cross_map`; or the source's features are not there.
     """
     rows, kept = call.rows(chunk), call.from_source
     q, k = kept.q[rows], kept.k[rows]
-    columns = range(k.shape[1]) if columns is None else columns
-    return cross_map(q, k, call.heads, columns, None, call.beside(k, rows=rows, text="source"))
+    return cross_map(q, k, call.heads, columns, length, call.beside(k, rows=rows, text="source"))
 
 
 def itself_of(call: AttentionCall, chunk: int) -> Tensor:

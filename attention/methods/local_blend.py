@@ -97,8 +97,11 @@ class LocalBlend(SourceAfterStep):
         if not any(call.conditional):
             return
         chunk = call.conditional.index(True)
-        source, target = source_words_of(call, chunk), words_of(call, chunk, range(call.lengths[chunk]))
-        target = call.rewrite(call, source, target)
+        before, after = self.source.length, self.target.length
+        source = source_words_of(call, chunk, range(before), before)
+        target = words_of(call, chunk, range(after), after)
+        # What the others make of a map is linear in it, so that the mean over heads stands for each of them.
+        target = call.rewrite(call, source[:, None], target[:, None])[:, 0]
         for name, positions in self.columns().items():
             side = source if name.startswith("source") else target
             call.state.add(name, picked(side, positions).sum(-1).unflatten(1, call.shape))

@@ -126,8 +126,11 @@ class MasaCtrl(Control):
         if self.words is None or not any(call.conditional):
             return
         chunk = call.conditional.index(True)
-        here, there = self.words.columns()
-        maps = (source_words_of(call, chunk, here), words_of(call, chunk, there))
+        words, (here, there) = self.words, self.words.columns()
+        maps = (
+            source_words_of(call, chunk, here, words.source.length),
+            words_of(call, chunk, there, words.target.length),
+        )
         call.state.add(call.run.sigma, tuple(shares.sum(-1).unflatten(1, call.shape) for shares in maps))
 
     def attend(self, call: AttentionCall) -> Tensor:

@@ -6,7 +6,9 @@ import edits
 import pytest
 import torch
 from attention_edit.attention.maps.probabilities import cross_map
+from attention_edit.attention.masks.cells import resize
 from attention_edit.attention.methods import local_blend as module
+from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.local_blend import LocalBlend, _above
 from attention_edit.attention.methods.p2p import P2P
 from prompts import prompt
@@ -46,6 +48,30 @@ def test_the_source_stays_outside_the_mask(model, packed, monkeypatch):
     assert 0 < mask.float().mean() < 1
     error = (out - image).abs().amax(1)[0]
     assert float(error[~mask].max()) < 1e-5 and float(error[mask].mean()) > 1e-2
+
+
+def test_on_cpam_nothing_outside_its_mask_attends_to_the_prompt(model):
+    """So the target's word has no map there, and the source's decides."""
+    inversion, _ = generated(model)
+    seen, mask = [], edits.box()
+    control = CPAM(edits.masks(mask, mask))
+    look = LocalBlend.look
+
+    class Seen(LocalBlend):
+        def look(self, call):
+            look(self, call)
+            seen.append(call.state.maps)
+
+    edits.run(model, inversion, control, Seen(CAT, DOG, ["cat"], ["dog"], start=0.0))
+    outside = ~(resize(mask, (4, 4)) > 0)[0]
+    assert outside.any() and not outside.all()
+    assert float(seen[-1]["target"][0, outside].max()) == 0 < float(seen[-1]["target"][0, ~outside].min())
+    assert float(seen[-1]["source"].min()) > 0
+
+
+def test_a_conditioning_of_another_length_is_refused(model, inversion):
+    with pytest.raises(ValueError, match="the model reads has 77 tokens, the prompt with words 154"):
+        edits.run(model, inversion, LocalBlend(CAT, prompt("a dog on a mat " * 20), ["cat"], ["dog"], start=0.0))
 
 
 def test_full_and_empty_masks(model, monkeypatch):

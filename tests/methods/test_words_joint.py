@@ -31,6 +31,7 @@ BLEND = LocalBlend(CAT, DOG, ["cat"], ["dog"], start=0.0, threshold=0.97)
 CONTROLS: dict[str, Any] = {
     "Local Blend": (P2P(CAT, DOG, layers="all"), BLEND),
     "Local Blend, subtracting": (replace(BLEND, subtract=("mat",), subtract_threshold=0.97),),
+    "Local Blend on CPAM": (CPAM(edits.masks(LEFT, LEFT)), BLEND),
     "MasaCtrl": (MasaCtrl(0.0, 1, words=WordMasks(CAT, DOG, "cat", "dog", threshold=0.5)),),
     "CPAM": (CPAM(replace(edits.masks(LEFT, LEFT), refinement=make_refinement(DOG, "dog", start=0.25))),),
     "CPAM, sharpened": (
@@ -40,6 +41,7 @@ CONTROLS: dict[str, Any] = {
         CPAM(replace(edits.masks(LEFT, LEFT), refinement=make_refinement(DOG, "dog", start=0.25, released=True))),
     ),
 }
+"""By name, those whose last one follows words."""
 ALL = pytest.mark.parametrize("name", list(CONTROLS))
 
 
