@@ -1,8 +1,10 @@
 """Direct inversion (Ju et al. 2024, PnP Inversion): the source branch is put back on the trajectory after each step.
 
 In this pack the source branch reads the stored trajectory itself, which is direct inversion in its exact form:
-nothing has to be added. What remains are the paper's ablations, in which only a share of the offset, or only every
-k-th one, is added; the trajectory is then the source branch's own, sampled here.
+nothing has to be added. On rectified flows this is DirectEdit's form (2026): the network sees the stored latent
+itself, as if the difference were added before the step and not after it, so that what edits take from the source has
+no drift. What remains are the paper's ablations, in which only a share of the offset, or only every k-th one, is
+added; the trajectory is then the source branch's own, sampled here.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import pytest
 import tiny_joint
 import torch
 from attention_edit.attention.engine.install import pin
+from attention_edit.attention.methods.masactrl import MasaCtrl
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.direct import DirectInversion
 from attention_edit.inversion.file_format import read, write
@@ -128,3 +129,22 @@ def test_improvements_work_or_are_refused_by_name():
     )
     with pytest.raises(ValueError, match=r"does not work on rectified flows such as SD3"):
         NullTextInversion()(model, inversion, negative, 3.0)
+
+
+@KINDS
+def test_the_source_is_asked_at_the_stored_latents(kind, monkeypatch):
+    """DirectEdit's form: even of a bad inversion, what an edit takes from the source has no drift."""
+    model = joint_model(kind)
+    inversion = joint_inversion(model, kind, iterations=1)
+    seen, own = [], model.model._apply_model
+
+    def watched(x, t, *args, **kwargs):
+        seen.append((float(t.flatten()[0]), x.clone()))
+        return own(x, t, *args, **kwargs)
+
+    monkeypatch.setattr(model.model, "_apply_model", watched)
+    joint_run(model, inversion, MasaCtrl(0.0, 0), kind=kind)
+    asked = {level: [row for sigma, x in seen if sigma == level for row in x] for level, _ in seen}
+    assert len(asked) == len(inversion.schedule) - 1
+    for latent, level in zip(inversion.latents.flip(0), sorted(asked, reverse=True), strict=False):
+        assert any(torch.equal(row, latent[0]) for row in asked[level]), f"not at level {level}"
