@@ -33,6 +33,7 @@ from . import (
     setup,
     style_aligned,
     sweep,
+    turns,
 )
 
 _INVERT, *_INVERSIONS = inversion.NODES
@@ -67,6 +68,7 @@ NODES: list[type[io.ComfyNode]] = [
     *maps.NODES,
     *map_views.NODES,
     *setup.NODES,
+    *turns.NODES,
     *sweep.NODES,
     *demo.NODES,
 ]

@@ -8,7 +8,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..attention.engine.install import pin
+from ..attention.engine.install import install, pin
+from ..attention.engine.turns import RecordTurn
 from ..attention.engine.variation import Variation
 from ..attention.masks.cells import check_aspect, resize, selecting
 from ..host.schemas import io
@@ -71,6 +72,13 @@ class EditSetupNode(io.ComfyNode):
                     "(KSampler has its own).",
                 ),
                 *_variation_inputs(),
+                io.Boolean.Input(
+                    "record_turn",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep every step of the edited image, so that Next Turn can edit the result again without "
+                    "an inversion. Costs the memory of one inversion per run, and no time.",
+                ),
             ],
             outputs=[
                 model_output("KSampler, or a guider of SamplerCustomAdvanced"),
@@ -89,9 +97,12 @@ class EditSetupNode(io.ComfyNode):
         seed: int,
         variation: float = 0.0,
         variation_mask: Tensor | None = None,
+        record_turn: bool = False,
     ) -> io.NodeOutput:
         schedule, varied = schedule_from(inversion, denoise), _variation(inversion, variation, seed, variation_mask)
         pinned, start = pin(model, inversion, schedule, varied), inversion.at(schedule[0])
+        if record_turn:
+            pinned = install(pinned, RecordTurn(varied=varied is not None))
         if varied is not None:
             start = varied.start(inversion, schedule[0], inversion.batch)
         start = model.get_model_object("latent_format").process_out(start)

@@ -27,6 +27,8 @@ class Control:
     """Whether gradients may be taken through it: what it makes of cross-attention maps is known and differentiable."""
     on_joint: bool = False
     """Whether it works on transformers, where one attention serves text and image."""
+    walks_schedule: bool = False
+    """Whether the sampler must go from level to level of the schedule, without noise of its own on the way."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         return self
@@ -64,6 +66,9 @@ class Control:
     def acts(self, run: Moment, state: Any) -> bool:
         """Whether it does something at the run's present step beside its acts."""
         return False
+
+    def sees(self, run: Moment, state: Any, x: Tensor) -> None:
+        """Told the latent (B, C, h, w), in the sampler's scale, that the network is given, when all have changed it."""
 
     def finish(self, run: Moment, state: Any, latent: Tensor) -> None:
         """Called once after a run that was neither interrupted nor failed, given its final latent."""

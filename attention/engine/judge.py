@@ -20,6 +20,8 @@ from .run import Run
 
 STOCHASTIC = ("ancestral", "sde", "lcm", "ddpm", "er_sde", "seeds", "sa_solver")
 """Parts of the names of the host's samplers that add noise."""
+CHOOSING = ("dpm_fast", "dpm_adaptive")
+"""The same of those that choose their own noise levels between the first and the last."""
 REMEMBERING = ("lms", "_2m", "_3m", "ipndm", "deis", "multistep", "unipc", "uni_pc", "gradient_estimation")
 """The same of those whose steps depend on earlier ones."""
 
@@ -46,6 +48,9 @@ def judge(run: Run, sampler: Any, batch: int) -> None:
 
     Args:
         sampler: the host's sampler. batch: images in the sampler's latent.
+
+    Raises:
+        ValueError: a sampler that a control cannot be run with.
     """
     _judge_sampler(run, sampler)
     null_text.judge_guidance(run)
@@ -56,8 +61,18 @@ def judge(run: Run, sampler: Any, batch: int) -> None:
 
 
 def _judge_sampler(run: Run, sampler: Any) -> None:
-    """A sampler that draws noise loses the image that a run starts from; one that looks back has nothing to see."""
+    """A sampler that draws noise loses the image that a run starts from; one that looks back has nothing to see.
+
+    Raises:
+        ValueError: a control that must be led along the schedule, and a sampler that goes its own way.
+    """
     name = sampler_name(sampler)
+    led = [control.name for control in run.controls if control.walks_schedule]
+    if led and any(part in name for part in (*STOCHASTIC, *CHOOSING)):
+        raise ValueError(
+            f"Use euler, ddim, heun or dpmpp_2m: {' and '.join(led)} needs the way along the inversion's schedule, and "
+            f"{name} adds noise of its own in every step, or chooses levels of its own."
+        )
     if run.resumes and any(part in name for part in REMEMBERING):
         run.remarks.add(
             Kind.DOUBTFUL,

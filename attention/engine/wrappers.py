@@ -152,6 +152,8 @@ def _predict_noise(
         given = own
         for control in acting.latents:
             given = control.given(run, run.states[control], given, run.sigma)
+        for control in acting.controls:
+            control.sees(run, run.states[control], given)
         with run.during(Phase.EDIT):
             asked = (x if given is own else run.with_own(x, given), timestep, model_options, seed)
             denoised = _apart_if_needed(run, guider, asked, executor)

@@ -12,6 +12,7 @@ import tiny
 from attention_edit.attention.engine.branches import BranchControl
 from attention_edit.attention.engine.control import Control, GuidanceControl, LatentControl, MapControl
 from attention_edit.attention.engine.plan import plan_of
+from attention_edit.attention.engine.turns import RecordTurn
 from attention_edit.nodes import NODES
 from prompts import prompt
 
@@ -119,7 +120,7 @@ def controls_of(model: Any) -> set[type[Control]]:
 
 
 def kinds_of_control() -> set[type[Control]]:
-    """All that the pack has, without those that make an inversion."""
+    """All that the pack has, without those that make an inversion, and without Edit Setup's own."""
     waiting, found = [Control], set()
     while waiting:
         kind = waiting.pop()
@@ -127,4 +128,4 @@ def kinds_of_control() -> set[type[Control]]:
         waiting += kind.__subclasses__()
     own = {kind for kind in found if kind.__module__.startswith("attention_edit.") and not inspect.isabstract(kind)}
     own -= {kind for kind in own for name in NO_CONTROL if f".methods.{name}." in kind.__module__}
-    return own - {BranchControl, Control, GuidanceControl, LatentControl, MapControl}
+    return own - {BranchControl, Control, GuidanceControl, LatentControl, MapControl, RecordTurn}
