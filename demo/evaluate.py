@@ -1,5 +1,6 @@
 """Measure the demo model and what is done with it: `python demo/evaluate.py [--model-bar] [--edits [--injection]
-[--ablations]] [--variations] [--inversions] [--flow-inversions] [--masks] [--maps] [--mag] [--mag-ablations]`.
+[--ablations]] [--variations] [--turns] [--inversions] [--flow-inversions] [--masks] [--maps] [--mag]
+[--mag-ablations]`.
 
 Without any of these the first two are done; --maps measures how well attention maps find objects. The results are
 printed as Markdown tables and written, with pictures, to a folder (build/evaluation unless told otherwise). Uses a

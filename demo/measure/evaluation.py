@@ -24,6 +24,7 @@ from measure import (
     pack_methods,
     report,
     results,
+    turns_evaluation,
 )
 from measure.methods import METHODS, Setup
 from scenes import tasks
@@ -50,6 +51,13 @@ def _variations(setup: Setup, options: argparse.Namespace) -> tuple[object, str]
     text = report.by_task(report.edit_table, found)
     print(text)
     return found, text
+
+
+def _turns(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
+    found = turns_evaluation.measure(setup, options.count, options.batch)
+    text = turns_evaluation.tables(found)
+    print(text)
+    return [asdict(turn) for turn in found], text
 
 
 def _inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
@@ -90,6 +98,7 @@ def _mag_ablations(setup: Setup, options: argparse.Namespace) -> tuple[object, s
 PARTS: dict[str, Part] = {
     "edits": _edits,
     "variations": _variations,
+    "turns": _turns,
     "inversions": _inversions,
     "flow_inversions": _flow_inversions,
     "masks": _masks,
@@ -106,6 +115,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model-bar", action="store_true", help="how well the model draws")
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
     parser.add_argument("--variations", action="store_true", help="what shares of fresh noise make of CPAM")
+    parser.add_argument("--turns", action="store_true", help="what five edits in a row leave of the image")
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
     parser.add_argument("--flow-inversions", action="store_true", help="round trips of a transformer's inversions")
     parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")

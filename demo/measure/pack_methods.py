@@ -74,12 +74,26 @@ def _refinement(setup: Setup, prompts: list[str], how: dict[str, Any]) -> Any:
 
 def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     """Invert the sources with the empty prompt and edit them, as the shipped workflows do."""
-    latents = setup.encode(task.source)
-    inversion = DDIMInversion(setup.steps)(setup.model, {"samples": latents}, setup.text([""])).inversion
-    prompts = task.full_prompts if recipe.full_prompt else task.local_prompts
+    inversion = inverted(setup, setup.encode(task.source))
+    model, changed = with_cpam(setup, task, recipe, inversion)
+    varied = None
+    if recipe.variation:
+        cells = resize(changed, inversion.latents.shape[-2:], "any")[:, None]
+        varied = Variation(recipe.variation, setup.seed, cells)
+    model = pin(model, inversion, tuple(inversion.schedule), varied)
+    return setup.decode(sampled(setup, model, task, recipe, inversion))
+
+
+def inverted(setup: Setup, latents: Tensor) -> Any:
+    """The INVERSION of latents (B, 4, h, w) with the empty prompt."""
+    return DDIMInversion(setup.steps)(setup.model, {"samples": latents}, setup.text([""])).inversion
+
+
+def with_cpam(setup: Setup, task: Task, recipe: Recipe, inversion: Any) -> tuple[Any, Tensor]:
+    """The model with a recipe's edit of a task on it, and where it may change the images (B, H, W)."""
     masks = masks_of(task, recipe)
     if recipe.refinement is not None:
-        masks = masks.refined(_refinement(setup, prompts, recipe.refinement))
+        masks = masks.refined(_refinement(setup, _prompts(task, recipe), recipe.refinement))
     control = cpam_control(
         masks,
         retain_start=recipe.retain_start,
@@ -93,25 +107,29 @@ def cpam(setup: Setup, task: Task, recipe: Recipe) -> Tensor:
     model = install(setup.model, control, inversion)
     if recipe.exact:
         model = install(model, exact_background(masks.changed, recipe.exact_start), inversion)
-    varied = None
-    if recipe.variation:
-        cells = resize(masks.changed, (latents.shape[-2], latents.shape[-1]), "any")[:, None]
-        varied = Variation(recipe.variation, setup.seed, cells)
-    model = pin(model, inversion, tuple(inversion.schedule), varied)
-    edited = comfy.sample.sample(
+    return model, masks.changed
+
+
+def sampled(setup: Setup, model: Any, task: Task, recipe: Recipe, inversion: Any) -> Tensor:
+    """The latents (B, 4, h, w) that the host's sampler ends with on a pinned model."""
+    start = torch.zeros_like(inversion.latents[0])
+    return comfy.sample.sample(
         model,
-        torch.zeros_like(latents),
+        start,
         setup.steps,
         setup.guidance if recipe.guidance is None else recipe.guidance,
         setup.sampler,
         setup.scheduler,
-        setup.text(prompts),
+        setup.text(_prompts(task, recipe)),
         setup.text([""]),
-        torch.zeros_like(latents),
+        start,
         disable_pbar=True,
         seed=setup.seed,
     )
-    return setup.decode(edited)
+
+
+def _prompts(task: Task, recipe: Recipe) -> list[str]:
+    return task.full_prompts if recipe.full_prompt else task.local_prompts
 
 
 def planned_rows(recipe: Recipe, steps: int) -> float:

@@ -73,23 +73,33 @@ class Task:
         return [judge(self, i, reader.read(image), image) for i, image in enumerate(images)]
 
 
-def _shows(task: Task, index: int, reading: reader.Reading, slot: int) -> bool:
+def _shows(edited: Scenes, index: int, reading: reader.Reading, slot: int) -> bool:
     """Whether the object of a slot, as it shall be, is found where it belongs."""
     # The drawing may be somewhat larger or elsewhere than the mask says, and must not be cut off there.
-    place = metrics.dilate(_object(task.edited[index : index + 1], slot), world.SIZE // 32)
+    place = metrics.dilate(_object(edited[index : index + 1], slot), world.SIZE // 32)
     found = reader.inside(reading, place)
-    wanted = (int(task.edited.shape[index, slot]), int(task.edited.colour[index, slot]))
+    wanted = (int(edited.shape[index, slot]), int(edited.colour[index, slot]))
     return found is not None and (found.shape, found.colour) == wanted
 
 
 def _judge_object(task: Task, index: int, reading: reader.Reading, _: Tensor) -> bool:
-    return _shows(task, index, reading, SLOT)
+    return _shows(task.edited, index, reading, SLOT)
 
 
 def _judge_background(task: Task, index: int, reading: reader.Reading, _: Tensor) -> bool:
-    slots = [slot for slot in range(2) if task.edited.shape[index, slot] != NOTHING]
-    right = reading.background == int(task.edited.background[index])
-    return right and all(_shows(task, index, reading, slot) for slot in slots)
+    return _shows_all(task.edited, index, reading)
+
+
+def _shows_all(edited: Scenes, index: int, reading: reader.Reading) -> bool:
+    """Whether every object is found as it shall be, on its ground."""
+    slots = [slot for slot in range(2) if edited.shape[index, slot] != NOTHING]
+    right = reading.background == int(edited.background[index])
+    return right and all(_shows(edited, index, reading, slot) for slot in slots)
+
+
+def show_scenes(edited: Scenes, images: Tensor) -> list[bool]:
+    """For each image (B, 3, S, S) in 0..1 whether it shows a scene's objects, and its ground, as they shall be."""
+    return [_shows_all(edited, i, reader.read(image)) for i, image in enumerate(images)]
 
 
 def _judge_removal(task: Task, index: int, reading: reader.Reading, image: Tensor) -> bool:
