@@ -16,7 +16,7 @@ class NextTurnNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AttnEditNextTurn",
-            display_name="Next Turn (Edit of an Edit)",
+            display_name="Edit an Edit (Next Turn)",
             category=CATEGORY,
             description="Makes the result of an edit the source image of the next one, without decoding, encoding and "
             "inverting it: its steps are known. What the edits keep exactly stays exact over any number of turns. Put "

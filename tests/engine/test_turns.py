@@ -49,11 +49,10 @@ def ksampler(model: Any, latent: Any, seed: int = 7, sampler: str = "euler", pos
     return nodes.KSampler().sample(model, seed, STEPS, 4.0, sampler, "normal", *prompts, latent)[0]
 
 
-def custom(model: Any, noise: Any, sigmas: Tensor, latent: Any, sampler: str = "euler", **given: Any) -> Any:
+def custom(model: Any, noise: Any, sigmas: Tensor, latent: Any, sampler: str = "euler") -> Any:
     """A LATENT from SamplerCustomAdvanced."""
     guider = CFGGuider.execute(model, tiny.prompt(2), tiny.prompt(3), 4.0).args[0]
-    chosen = KSamplerSelect.execute(sampler).args[0]
-    return SamplerCustomAdvanced.execute(noise, guider, chosen, sigmas, latent, **given).args[0]
+    return SamplerCustomAdvanced.execute(noise, guider, KSamplerSelect.execute(sampler).args[0], sigmas, latent).args[0]
 
 
 def turn(edited: Any, source: Inversion, run: Callable[..., Any] = ksampler, **given: Any) -> tuple[Any, Inversion]:

@@ -104,6 +104,7 @@ def test_defaults_are_allowed(name: str, info: dict[str, Any]) -> None:
         ("k-means", "AttnEditSelfMaps"),
         ("generated image", "AttnEditRecordSource"),
         ("xy plot", "AttnEditSweep"),
+        ("multi-turn", "AttnEditNextTurn"),
     ],
 )
 def test_is_found_by_what_people_search(words: str, name: str, info: dict[str, Any]) -> None:

@@ -21,11 +21,13 @@ pytestmark = pytest.mark.server
 FILES = without_download(FOLDER)
 PHOTOS = [path for path in FILES if "AttnEditFitPhoto" in path.read_text("utf-8")]
 """Edits of a part of a larger picture, with tests of their own."""
-EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8") and path not in PHOTOS]
+TURNS = [path for path in FILES if "AttnEditNextTurn" in path.read_text("utf-8")]
+"""Several edits in one workflow, with tests of their own."""
+EDITS = [path for path in FILES if "AttnEditMasks" in path.read_text("utf-8") and path not in [*PHOTOS, *TURNS]]
 APART = ("attention-viewer", "fast-inversion", "inversion-check", "mag-edit", "null-text-inversion")
 APART += ("sweep", "two-regions")
 """Workflows whose pictures have tests of their own."""
-INJECTIONS = [path.stem for path in FILES if path not in [*EDITS, *PHOTOS] and path.stem not in APART]
+INJECTIONS = [path.stem for path in FILES if path not in [*EDITS, *PHOTOS, *TURNS] and path.stem not in APART]
 """Edits that take no mask: a new method's workflow is one without being named."""
 WEAK = "With the demo model the edit is weak"
 """What a workflow's note says if its picture does not show what its prompt says."""
