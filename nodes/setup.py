@@ -72,13 +72,7 @@ class EditSetupNode(io.ComfyNode):
                     "(KSampler has its own).",
                 ),
                 *_variation_inputs(),
-                io.Boolean.Input(
-                    "record_turn",
-                    default=False,
-                    optional=True,
-                    tooltip="Keep every step of the edited image, so that Next Turn can edit the result again without "
-                    "an inversion. Costs the memory of one inversion per run, and no time.",
-                ),
+                _record_input(),
             ],
             outputs=[
                 model_output("KSampler, or a guider of SamplerCustomAdvanced"),
@@ -127,6 +121,17 @@ def _variation_inputs() -> list[io.Input]:
             "rest of the image.",
         ),
     ]
+
+
+def _record_input() -> io.Input:
+    """Whether the edit can be edited."""
+    return io.Boolean.Input(
+        "record_turn",
+        default=False,
+        optional=True,
+        tooltip="Keep every step of the edited image, so that Next Turn can edit the result again without an "
+        "inversion. Costs the memory of one inversion per run, and no time.",
+    )
 
 
 def _variation(inversion: Inversion, share: float, seed: int, mask: Tensor | None) -> Variation | None:

@@ -30,7 +30,7 @@ _OF_THE_RUN = ("cross_attn", "model_conds", "uuid", *CONTROL)
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class TurnRecord:
     """What one whole run of an edit leaves.
 
     Attributes:
@@ -73,7 +73,7 @@ class _Way:
     """What a run has visited.
 
     Attributes:
-        prompt: see `Turn`. latents: (B, C, h, w) in the sampler's scale, by the number of their level.
+        prompt: see `TurnRecord`. latents: (B, C, h, w) in the sampler's scale, by the number of their level.
     """
 
     prompt: Conditioning
@@ -89,7 +89,7 @@ class RecordTurn(Control):
         varied: whether a run starts with noise that is not the source's.
     """
 
-    turns: Results[Turn] = field(default_factory=lambda: Results("No turn has been recorded yet."), repr=False)
+    turns: Results[TurnRecord] = field(default_factory=lambda: Results("No turn has been recorded yet."), repr=False)
     varied: bool = False
     name = "Next Turn"
     on_joint = True
@@ -146,7 +146,7 @@ class RecordTurn(Control):
         model = run.guider.model_patcher
         latents = savable(lambda: _trajectory(inversion, model.get_model_object("latent_format"), state, latent, top))
         null = inversion.null_states is not None and run.null_text("negative") is not None
-        self.turns.keep(latent, Turn(latents, inversion, state.prompt, null, weights_name(model)))
+        self.turns.keep(latent, TurnRecord(latents, inversion, state.prompt, null, weights_name(model)))
 
 
 def _trajectory(inversion: Inversion, latent_format: Any, way: _Way, final: Tensor, top: int) -> Tensor:
@@ -164,7 +164,7 @@ def _trajectory(inversion: Inversion, latent_format: Any, way: _Way, final: Tens
     return torch.stack([*found, *(above.expand_as(found[0]) for above in z[top + 1 :])])
 
 
-def turn_of(model: Any, latent: dict[str, Any]) -> Turn:
+def turn_of(model: Any, latent: dict[str, Any]) -> TurnRecord:
     """The turn that a run of Edit Setup's model has left.
 
     Args:
