@@ -138,7 +138,8 @@ def _largest(latents: Tensor, photograph: Tensor, tasks_of: Sequence[Task], scal
 def measure(setup: Setup, count: int, batch: int) -> list[Kept]:
     """CPAM, bare and behind Exact Background, in both ways, and the autoencoder by itself."""
     ways = [(f"{name}: {way}", recipe, way) for name, recipe in SHIPPED.items() for way in (NEXT, ANEW)]
-    scale, whole, found = float(setup.model.get_model_object("latent_format").scale_factor), chain(count), []
+    latent_format: Any = setup.model.get_model_object("latent_format")
+    scale, whole, found = float(latent_format.scale_factor), chain(count), []
     for name, recipe, way in tqdm([(ALONE, None, ANEW), *ways], desc="turns", leave=False):
         parts: list[list[_State]] = []
         for part in batches(count, batch):
