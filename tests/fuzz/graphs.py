@@ -74,7 +74,7 @@ def sample(drawing: Drawing) -> None:
         latent = drawing.given("latent_image", "LATENT")
         _k_sampler(drawing, given, latent)
         return
-    setup = drawing.call("Setup")
+    setup = drawing.call("Setup", record_turn=drawing.one_in(8))
     drawing.model = Ref(setup)
     whole = drawing.world.joint and not drawing.one_in(10)
     ways = ("KSampler", "custom") if whole else ("KSampler", "custom", "split", "advanced")
