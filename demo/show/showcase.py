@@ -235,7 +235,7 @@ def demo(chosen: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     if chosen.blueprints:
         for path in [*blueprints.write(), *checkpoints.write()]:
-            say(f"wrote {path.relative_to(PACK)}")
+            say(f"wrote {path.parent.name}/{path.name}")
         return 0
     host = Path(os.environ["ATTENTION_EDIT_HOST"])
     # Two copies of the pack must not share one base directory: each links to its own pack.

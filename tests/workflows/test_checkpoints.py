@@ -39,7 +39,6 @@ def test_they_are_written_by_one_command(tmp_path: Path, monkeypatch: pytest.Mon
     made = checkpoints.files()
     monkeypatch.setattr(checkpoints, "files", lambda: made)
     monkeypatch.setattr(blueprints, "write", lambda: [])
-    monkeypatch.setattr(showcase, "PACK", tmp_path)
     for name in ("photo-edit.json", "photo-edit.jpg"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
     monkeypatch.setattr(checkpoints, "FOLDER", tmp_path)
