@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
-from .models import LATENT_CHANNELS
+from .models import CELL, LATENT_CHANNELS
 from .transformers import TRANSFORMERS, Transformer, transformer_of
 
 _Number = TypeVar("_Number")
@@ -75,6 +75,11 @@ class Family:
     def joint(self) -> bool:
         """Whether text and image are one sequence in its attention."""
         return self.transformer is not None
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of its latents' cells."""
+        return CELL if self.transformer is None else self.transformer.cell
 
     def check_unet(self, name: str) -> None:
         """Raise ValueError for a transformer, on which the named does not work yet."""

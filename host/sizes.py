@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .families import SD2, family_of
-from .models import CELL, prediction_of
+from .models import prediction_of
 
 _SD2_V_SIDE = 768
 """Pixels: SD 2.0 and 2.1 with v prediction were trained at 768, their base models with eps at the family's 512."""
@@ -22,7 +22,7 @@ def picture_size(model: Any) -> tuple[int, int]:
         ValueError: the model's architecture is not known, see `family_of`.
     """
     family = family_of(model)
-    cell = CELL if family.transformer is None else family.transformer.cell
+    cell = family.cell
     side = family.side * cell
     if family.name == SD2.name and prediction_of(model) == "v":
         side = _SD2_V_SIDE

@@ -13,7 +13,6 @@ from ..attention.maps.recorder import SIZES
 from ..attention.masks.edit_masks import EditMasks
 from ..attention.masks.refinement import RefinedMasks, make_refinement
 from ..attention.pictures.heat import enlarged, label_grid
-from ..host.models import CELL
 from ..host.schemas import io
 from .inputs import fraction_input
 from .sockets import ALL_SIZES, CATEGORY, MAP_SIZES, NO_SIZE, SELF_SIZES, EditMasksSocket, PromptSocket, RefinedSocket
@@ -152,8 +151,9 @@ class RefinedMasksNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, refined: RefinedMasks, after: Any) -> io.NodeOutput:
-        found = refined.of(after)
-        mask = F.interpolate(found[max(found)][:, None].float(), scale_factor=CELL, mode="nearest")[:, 0]
+        run = refined.of(after)
+        found = run.by_step
+        mask = F.interpolate(found[max(found)][:, None].float(), scale_factor=run.cell, mode="nearest")[:, 0]
         picture = torch.stack([_grid({step: m[image] for step, m in found.items()}) for image in range(len(mask))])
         return io.NodeOutput(picture, mask, ui=ui.PreviewImage(picture, cls=cls))
 

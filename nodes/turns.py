@@ -6,6 +6,7 @@ from typing import Any
 
 from ..attention.engine.turns import turn_of
 from ..host.schemas import io
+from ..inversion.origin import with_source_guidance
 from .sockets import CATEGORY, InversionSocket
 
 
@@ -49,7 +50,8 @@ class NextTurnNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any], source: list[Any] | None = None) -> io.NodeOutput:
-        return io.NodeOutput(turn_of(model, latent).inversion(source))
+        prompt = with_source_guidance(model, source) if source else None
+        return io.NodeOutput(turn_of(model, latent).inversion(prompt))
 
 
 NODES = [NextTurnNode]

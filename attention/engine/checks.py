@@ -155,15 +155,21 @@ def check_source_prompt(run: Moment, prompt: Prompt, name: str) -> None:
 
 
 def check_target_prompt(run: Moment, prompt: Prompt, name: str) -> None:
-    """Refuse a target prompt that is not the one which is sampled with, of as many tokens.
+    """Refuse a target prompt that is not the one which is sampled with: its words would be read in another text.
 
     Raises:
         ValueError: the encoded texts differ.
     """
     for cond in run.guider.conds.get("positive") or []:
         states = cond.get("cross_attn")
-        if states is None or prompt.states is None or states.shape[1:] != prompt.states.shape[1:]:
-            continue  # other lengths are refused where the words are looked for
+        if states is None or prompt.states is None:
+            continue
+        if states.shape[1] != prompt.states.shape[1]:
+            raise ValueError(
+                f"Connect both outputs of one Prompt with Words: its conditioning to the sampler (or to the inversion "
+                f"whose maps are recorded) and its prompt to {name}. The sampler's positive conditioning has "
+                f"{states.shape[1]} text tokens, {name}'s target_prompt {prompt.states.shape[1]}."
+            )
         if not encoded_alike(states, prompt.states):
             raise ValueError(
                 f"{name}'s target_prompt is {prompt.text!r}, but the sampler's positive conditioning is another "

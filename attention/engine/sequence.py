@@ -108,8 +108,12 @@ class Sequence:
     def beside_text(
         self, others: Callable[[str, int], Tensor], k: Tensor, *, rows: Any = slice(None), text: str = "own"
     ) -> Tensor:
-        """`Beside` of the words' keys k (R, T, C) in `attend_words`: of all else."""
-        return heads_beside(self._all_else(others(text, k.shape[1]), rows))
+        """`Beside` of the words' keys k (R, T, C) in `attend_words`: of all else that the text's image has.
+
+        References are the target's: the source was inverted without them.
+        """
+        found = others(text, k.shape[1])
+        return heads_beside(found[rows] if text == "source" else self._all_else(found, rows))
 
     def _all_else(self, others: Tensor, rows: Any) -> Tensor:
         """Some rows of keys (R, H, n, d), and behind them those of references."""

@@ -197,9 +197,8 @@ class RecordMaps(Control):
             site: {scale: total.mean() for (of, scale), total in state.items() if of is site}
             for site in (Site.CROSS, Site.SELF)
         }
-        transformer = run.family.transformer
-        cell = CELL if transformer is None else transformer.cell
-        self.maps.keep(latent, Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size, cell))
+        found = Recording(self.columns, means[Site.CROSS], means[Site.SELF], run.size, run.family.cell)
+        self.maps.keep(latent, found)
 
 
 def sizes_of(family: Family) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...host.families import Family, Layer
+from ...host.models import CELL
 from ..engine.acts import Window
 from ..engine.checks import check_target_prompt
 from ..engine.moment import Moment
@@ -17,8 +18,21 @@ from ..words.alignment import find_words
 from ..words.prompt import Prompt
 
 
-class RefinedMasks(Results[dict[int, Tensor]]):
-    """Where runs leave their refined masks: (B, h, w) bool of the latent's size, by the step from 0 that each ended."""
+@dataclass(frozen=True, eq=False)
+class RefinedRun:
+    """The refined masks of one run.
+
+    Attributes:
+        by_step: (B, h, w) bool of the latent's size, by the step from 0 that each ended.
+        cell: pixels along a side of the latent's cells.
+    """
+
+    by_step: dict[int, Tensor]
+    cell: int = CELL
+
+
+class RefinedMasks(Results[RefinedRun]):
+    """Where runs leave their refined masks."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -29,7 +43,7 @@ class RefinedMasks(Results[dict[int, Tensor]]):
     @property
     def by_step(self) -> dict[int, Tensor]:
         """The last run's masks; ValueError if nothing was refined."""
-        return self.of()
+        return self.of().by_step
 
 
 @dataclass(frozen=True, eq=False)

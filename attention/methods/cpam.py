@@ -24,6 +24,7 @@ from ..masks.cells import check_aspect, for_batch, resize
 from ..masks.edit_masks import EditMasks
 from ..masks.judged import judge_empty_prompts, judge_mask
 from ..masks.places import Places, on_device
+from ..masks.refinement import RefinedRun
 from ..masks.target import Target
 
 KEY_MASKS = ("target", "source", "union")
@@ -213,7 +214,7 @@ class CPAM(MapControl, LatentControl):
     def finish(self, run: Moment, state: Manipulation, latent: Tensor) -> None:
         """Leave the refined masks, under the latent that the run ended with."""
         if self.masks.refinement is not None and state.target.by_step:
-            self.masks.refinement.masks.keep(latent, state.target.by_step)
+            self.masks.refinement.masks.keep(latent, RefinedRun(state.target.by_step, run.family.cell))
 
     def shown(self) -> Tensor | None:
         return self.masks.target if self.localized else None

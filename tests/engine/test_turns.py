@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from every_method import BESIDE, METHODS, masks, outputs, put
 from torch import Tensor
 
 STEPS = 3
-
 ALL = {**METHODS, **BESIDE}
 
 
@@ -58,11 +56,11 @@ def recorded(edited: Any, source: Inversion, **given: Any) -> tuple[Any, ...]:
     return outputs("Setup", model=edited, inversion=source, record_turn=True, **given)
 
 
-def turn(edited: Any, source: Inversion, run: Callable[..., Any] = ksampler, **given: Any) -> tuple[Any, Inversion]:
+def turn(edited: Any, source: Inversion, run: Any = ksampler, text: Any = None, **given: Any) -> tuple[Any, Inversion]:
     """An edit that is sampled and recorded: its LATENT, and the edited image as the next source."""
     pinned, _, _, start = recorded(edited, source, **given)
     latent = run(pinned, start)
-    return latent, outputs("NextTurn", model=pinned, latent=latent)[0]
+    return latent, outputs("NextTurn", model=pinned, latent=latent, source=text)[0]
 
 
 def scaled(model: Any, latent: Any) -> Tensor:
@@ -286,14 +284,15 @@ def test_transformers(kind):
     mask = torch.zeros(1, *(side * 8 for side in inversion.latents.shape[-2:]))
     mask[:, 16:48, 16:40] = 1
     area = outputs("Masks", mask=mask, task="edit a part or region", dilation=0.0)[0]
-    source, kept = inversion, mask[0, ::8, ::8] == 0
+    source, kept, text = inversion, mask[0, ::8, ::8] == 0, tiny_joint.joint_prompt(7, kind)
 
     def run(pinned: Any, start: Any) -> Any:
         given = tiny_joint.joint_prompt(2, kind), tiny_joint.joint_prompt(3, kind), start["samples"]
         return {"samples": tiny.sample(pinned, *given, torch.tensor([1.0, 0.0]), 2.0)}
 
     for method in (put("CPAM", masks=area, normal_share=0.0), put("MasaCtrl", start=0.0, first_layer=1)):
-        latent, found = turn(put("Background", masks=area)(method(model, source), source), source, run)
+        latent, found = turn(put("Background", masks=area)(method(model, source), source), source, run, text)
+        assert found.conditioning[0][1].get("guidance") == (1.0 if kind == "Flux" else None), "as it is inverted at"
         assert torch.equal(found.latents[..., kept], inversion.latents[..., kept])
         assert not torch.equal(found.latents, source.latents)
         assert edits.difference(found.latents[0], scaled(model, latent)) < 1e-6

@@ -173,13 +173,13 @@ def test_what_runs_leave_is_the_whole_runs(model, inversion):
     edited = put("CPAM", masks=chosen)(recording[0], inversion)
     pinned, noise, sigmas, latent = outputs("Setup", model=edited, inversion=inversion)
     whole = custom(pinned, noise, sigmas, latent)
-    maps, shown = recording[1].of(whole), refined.of(whole)
+    maps, shown = recording[1].of(whole), refined.of(whole).by_step
     two = custom(pinned, noise, sigmas[2:], custom(pinned, noise, sigmas[:3], latent))
     for kind in ("cross", "own"):
         one, other = (getattr(of, kind)[4].values for of in (maps, recording[1].of(two)))
         assert edits.difference(other, one) < 1e-5
-    assert refined.of(two).keys() == shown.keys()
-    assert all(torch.equal(refined.of(two)[step], mask) for step, mask in shown.items())
+    assert refined.of(two).by_step.keys() == shown.keys()
+    assert all(torch.equal(refined.of(two).by_step[step], mask) for step, mask in shown.items())
 
     given = {"target_prompt": every_method.DOG, "mask": edits.box()[0].float(), "words": "dog", "preset": "custom"}
     guided, curve = outputs("MAG", model=model, inversion=inversion, **given, iterations=2, end=0.9)

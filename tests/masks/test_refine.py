@@ -18,7 +18,7 @@ from attention_edit.attention.maps.heat import min_max
 from attention_edit.attention.masks import target as refine
 from attention_edit.attention.masks.cells import grow, resize
 from attention_edit.attention.masks.edit_masks import TASKS, edit_masks
-from attention_edit.attention.masks.refinement import RefinedMasks, Refinement, make_refinement
+from attention_edit.attention.masks.refinement import RefinedMasks, RefinedRun, Refinement, make_refinement
 from attention_edit.attention.masks.target import Target, usable
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.regions import RegionPrompts, make_region
@@ -212,15 +212,17 @@ def test_select_stretches_and_falls_back():
     assert torch.equal(both[1], resize(given, (4, 4))[0]) and int(both[1].sum()) == 1
 
 
-def test_the_viewer_shows_the_steps_and_gives_the_last_mask():
-    """One picture for each image of a batch; the mask comes in the image's size."""
+@pytest.mark.parametrize("cell", [8, 16])
+def test_the_viewer_shows_the_steps_and_gives_the_last_mask(cell):
+    """One picture for each image of a batch; the mask comes in the image's size, by the model's cells."""
     kept = RefinedMasks()
     last = torch.zeros(2, 16, 24, dtype=torch.bool)
     last[0, 4, 6] = True
-    kept.keep(torch.zeros(2, 4, 16, 24), {5: torch.zeros_like(last), 6: last})
+    kept.keep(torch.zeros(2, 4, 16, 24), RefinedRun({5: torch.zeros_like(last), 6: last}, cell))
     picture, mask = RefinedMasksNode.execute(kept, None).result
     assert picture.shape[0] == 2 and picture.shape[-1] == 3
-    assert mask.shape == (2, 128, 192) and int(mask[0, 32:40, 48:56].sum()) == int(mask.sum()) == 64
+    assert mask.shape == (2, 16 * cell, 24 * cell)
+    assert int(mask[0, 4 * cell : 5 * cell, 6 * cell : 7 * cell].sum()) == int(mask.sum()) == cell**2
     # The one selected cell is more white in the first picture than in the second, and less black.
     white, black = ([int(at.all(-1).sum()) for at in (picture > 0.99, picture < 0.01)[i]] for i in range(2))
     assert white[0] - white[1] > 64 and black[1] - black[0] > 64

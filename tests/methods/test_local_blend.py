@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import edits
 import pytest
+import tiny
 import torch
+from attention_edit.attention.engine.install import install, pin
 from attention_edit.attention.maps.probabilities import cross_map
 from attention_edit.attention.masks.cells import resize
 from attention_edit.attention.methods import local_blend as module
@@ -69,9 +71,13 @@ def test_on_cpam_nothing_outside_its_mask_attends_to_the_prompt(model):
     assert float(seen[-1]["source"].min()) > 0
 
 
-def test_a_conditioning_of_another_length_is_refused(model, inversion):
-    with pytest.raises(ValueError, match="the model reads has 77 tokens, the prompt with words 154"):
-        edits.run(model, inversion, LocalBlend(CAT, prompt("a dog on a mat " * 20), ["cat"], ["dog"], start=0.0))
+@pytest.mark.parametrize(("tokens", "text"), [(77, "a dog on a mat " * 20), (154, "a dog on a mat")])
+def test_a_conditioning_of_another_length_is_refused(model, inversion, tokens, text):
+    """A multiple of the prompt's length too: it is no repetition of it."""
+    control = LocalBlend(CAT, prompt(text), ["cat"], ["dog"], start=0.0)
+    patched = pin(install(model, control, inversion), inversion, tuple(inversion.schedule))
+    with pytest.raises(ValueError, match=rf"{tokens} text tokens, Local Blend's target_prompt {231 - tokens}"):
+        tiny.sample(patched, tiny.prompt(2, tokens=tokens), tiny.prompt(3), edits.run_start(), torch.tensor([5.0, 0.0]))
 
 
 def test_full_and_empty_masks(model, monkeypatch):
