@@ -162,15 +162,16 @@ def check_target_prompt(run: Moment, prompt: Prompt, name: str) -> None:
     """
     for cond in run.guider.conds.get("positive") or []:
         states = cond.get("cross_attn")
-        if states is None or prompt.states is None:
+        if states is None:
             continue
-        if states.shape[1] != prompt.states.shape[1]:
+        length = prompt.length if prompt.states is None else prompt.states.shape[1]
+        if states.shape[1] != length:
             raise ValueError(
                 f"Connect both outputs of one Prompt with Words: its conditioning to the sampler (or to the inversion "
                 f"whose maps are recorded) and its prompt to {name}. The sampler's positive conditioning has "
-                f"{states.shape[1]} text tokens, {name}'s target_prompt {prompt.states.shape[1]}."
+                f"{states.shape[1]} text tokens, {name}'s target_prompt {length}."
             )
-        if not encoded_alike(states, prompt.states):
+        if prompt.states is not None and not encoded_alike(states, prompt.states):
             raise ValueError(
                 f"{name}'s target_prompt is {prompt.text!r}, but the sampler's positive conditioning is another "
                 "prompt (or from another CLIP). Connect both outputs of one Prompt with Words: its prompt to "
