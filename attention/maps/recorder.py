@@ -165,15 +165,8 @@ class RecordMaps(Control):
     def look_at_words(self, call: AttentionCall) -> None:
         """Add this layer's maps of the prompt's words, of the conditional rows."""
         chunk = self._prompted(call)
-        if chunk is None:
-            return
-        length = call.lengths[chunk]
-        if length != self.maps.prompt.length:
-            raise ValueError(
-                f"The positive conditioning has {length} tokens, but the prompt whose words are recorded has "
-                f"{self.maps.prompt.length}. Connect the conditioning and the prompt of the same Prompt with Words."
-            )
-        self._add(call, Site.CROSS, words_of(call, chunk, self.columns))
+        if chunk is not None:
+            self._add(call, Site.CROSS, words_of(call, chunk, self.columns))
 
     def _prompted(self, call: AttentionCall) -> int | None:
         chunks = [i for i, conditional in enumerate(call.conditional) if conditional]
