@@ -289,10 +289,13 @@ _SCHEMAS: dict[str, Any] = {}
 def drawn_worlds(draw: Any, kinds: tuple[str, ...], prop: str) -> World:
     """A world of one of some kinds; its sides are odd, tiny, or 1 to 8.
 
-    Below three cells the tiny UNets' norms have one value in a group, which real ones, ten times as wide, never have.
+    Below three cells the tiny UNets' norms have one value in a group, which real ones, ten times as wide, never have:
+    such are not drawn for properties that compare two ways up to rounding, see `properties`.
     """
-    height, width = draw(st.sampled_from([(4, 4), (5, 3), (8, 6), (7, 9), (3, 3), (1, 8), (3, 1), (16, 2)]))
-    halves = () if prop in {"alone", "packed", "whole"} else ("bfloat16", "float16")
+    exact = prop in {"alone", "packed", "whole"}
+    narrow = () if exact and not set(kinds) & set(worlds.JOINT) else ((1, 8), (3, 1), (16, 2))
+    height, width = draw(st.sampled_from([(4, 4), (5, 3), (8, 6), (7, 9), (3, 3), *narrow]))
+    halves = () if exact else ("bfloat16", "float16")
     dtype, batch = draw(st.sampled_from(["float32"] * 6 + [*halves])), draw(st.sampled_from([1, 1, 2, 3]))
     kind = draw(st.sampled_from(kinds))
     if kind in worlds.JOINT and kind not in {"Flux2"}:  # patches of two cells, as the host pads them

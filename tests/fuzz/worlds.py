@@ -73,7 +73,7 @@ class World:
 
     Attributes:
         kind: of model, as tiny.py and tiny_joint.py name it.
-        dtype: "float32", "bfloat16", "float16" or "float64", of the weights.
+        dtype: "float32", "bfloat16" or "float16", of the weights.
         height, width: of the latents, in cells. batch: number of images.
         only: one image of the batch alone, to compare with; None for all.
     """
