@@ -287,11 +287,7 @@ _SCHEMAS: dict[str, Any] = {}
 
 @st.composite
 def drawn_worlds(draw: Any, kinds: tuple[str, ...], prop: str) -> World:
-    """A world of one of some kinds; its sides are odd, tiny, or 1 to 8.
-
-    Below three cells the tiny UNets' norms have one value in a group, which real ones, ten times as wide, never have:
-    such are not drawn for properties that compare two ways up to rounding, see `properties`.
-    """
+    """A world of one of some kinds; its sides are odd, tiny, or 1 to 8 (not where `properties` needs exactness)."""
     exact = prop in {"alone", "packed", "whole"}
     narrow = () if exact and not set(kinds) & set(worlds.JOINT) else ((1, 8), (3, 1), (16, 2))
     height, width = draw(st.sampled_from([(4, 4), (5, 3), (8, 6), (7, 9), (3, 3), *narrow]))
