@@ -83,5 +83,5 @@ def test_what_does_not_fit_is_refused(model):
     with pytest.raises(ValueError, match="no background: a, cat, and, a, dog"):
         background_regions(model, record, prompt, {})
     long = edits.words("one two three four five six seven eight nine ten " * 10)
-    with pytest.raises(ValueError, match="has 77 tokens"), torch.inference_mode():
+    with pytest.raises(ValueError, match="has 77 text tokens"), torch.inference_mode():
         background_regions(model, record, long, {"one": (1,)})
