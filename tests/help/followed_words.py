@@ -54,3 +54,10 @@ def follow(model: Any, inversion: Inversion, *controls: Any, kind: str, **option
     """Run controls with the second prompt."""
     positive = joint_prompt(2, kind, tokens=DOG.length)
     return joint_run(model, inversion, *controls, kind=kind, cfg=3.0, positive=positive, **options)
+
+
+@cache
+def stock(kind: str, batch: int = 1) -> Tensor:
+    """What the second prompt draws without controls."""
+    model, inversion = inverted(kind, batch)
+    return follow(model, inversion, kind=kind, batch=batch)
