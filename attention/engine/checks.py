@@ -164,12 +164,11 @@ def check_target_prompt(run: Moment, prompt: Prompt, name: str) -> None:
         states = cond.get("cross_attn")
         if states is None:
             continue
-        length = prompt.length if prompt.states is None else prompt.states.shape[1]
-        if states.shape[1] != length:
+        if states.shape[1] != prompt.length:
             raise ValueError(
-                f"Connect both outputs of one Prompt with Words: its conditioning to the sampler (or to the inversion "
+                "Connect both outputs of one Prompt with Words: its conditioning to the sampler (or to the inversion "
                 f"whose maps are recorded) and its prompt to {name}. The sampler's positive conditioning has "
-                f"{states.shape[1]} text tokens, {name}'s target_prompt {length}."
+                f"{states.shape[1]} text tokens, {name}'s target_prompt {prompt.length}."
             )
         if prompt.states is not None and not encoded_alike(states, prompt.states):
             raise ValueError(

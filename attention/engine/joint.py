@@ -47,7 +47,7 @@ def check_joint(control: Control, family: Family) -> None:
     """
     if not control.on_joint:
         raise ValueError(
-            f"Use MasaCtrl, FPE, CPAM, Prompt-to-Prompt, Local Blend, Proximal Guidance or Exact Background: "
+            "Use MasaCtrl, FPE, CPAM, Prompt-to-Prompt, Local Blend, Proximal Guidance or Exact Background: "
             f"{control.name} does not work on transformers such as {family.name} yet. Or connect an SD1.x, SD2.x or "
             "SDXL checkpoint."
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...host.guider import is_guided
+from ...host.models import per_image
 from ..engine.acts import Window
 from ..engine.after_step import SourceAfterStep
 from ..engine.control import GuidanceControl, missing_steps
@@ -33,7 +34,7 @@ def threshold_of(difference: Tensor, quantile: float, rule: str = HARD) -> Tenso
     values = difference.abs().flatten(1).float()
     if rule == RELEASED:
         values = torch.cat([values, torch.zeros_like(values)], dim=1)
-    return values.quantile(quantile, dim=1).to(difference).view(-1, *[1] * (difference.ndim - 1))
+    return per_image(values.quantile(quantile, dim=1).to(difference), difference)
 
 
 def proximal(difference: Tensor, quantile: float, rule: str = HARD) -> Tensor:

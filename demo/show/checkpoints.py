@@ -7,7 +7,6 @@ Standard library only.
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import uuid
@@ -152,8 +151,12 @@ class _Graph:
     """photo-edit as it is changed into a row's workflow."""
 
     def __init__(self) -> None:
-        self.workflow = copy.deepcopy(read_workflow(FOLDER / f"{ORIGINAL}.json"))
-        self.nodes: list[dict[str, Any]] = self.workflow["nodes"]
+        self.workflow = read_workflow(FOLDER / f"{ORIGINAL}.json")
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """The workflow's nodes."""
+        return self.workflow["nodes"]
 
     def find(self, name: str) -> dict[str, Any]:
         """The only node of a title or type."""
@@ -189,7 +192,7 @@ class _Graph:
         gone = self.find(name)["id"]
         links = [link for link in self.workflow["links"] if link[3] == gone]
         self.workflow["links"] = [link for link in self.workflow["links"] if link not in links]
-        self.workflow["nodes"] = self.nodes = [node for node in self.nodes if node["id"] != gone]
+        self.workflow["nodes"] = [node for node in self.nodes if node["id"] != gone]
         for number, origin, slot, *_ in links:
             for node in self.nodes:
                 if node["id"] == origin:
@@ -233,8 +236,9 @@ def workflow(row: Checkpoint) -> dict[str, Any]:
         graph.link("UNETLoader", 0, model, "model")
     for name in (LARGE, SCENE, MODEL):
         graph.remove(name)
-    for name, texts in {"Read me": _note(row), "When it fails": _troubles(_text(graph, "When it fails"))}.items():
-        graph.find(name)["widgets_values"] = [texts]
+    (troubles,) = graph.find("When it fails")["widgets_values"]
+    graph.find("Read me")["widgets_values"] = [_note(row)]
+    graph.find("When it fails")["widgets_values"] = [_troubles(troubles)]
     graph.find("Edit Prompt")["widgets_values"] = [OBJECT]
     graph.find("AttnEditInvert")["widgets_values"][0] = STEPS
     graph.find("AttnEditMasks")["widgets_values"][1] = 0.1
@@ -245,10 +249,6 @@ def workflow(row: Checkpoint) -> dict[str, Any]:
     box[3] = max(box[3], bottom + PAD - box[1])
     graph.workflow["id"] = str(uuid.uuid5(IDS, row.name))
     return graph.workflow
-
-
-def _text(graph: _Graph, name: str) -> str:
-    return str(graph.find(name)["widgets_values"][0])
 
 
 def files() -> dict[str, str]:
