@@ -17,15 +17,11 @@ from attention_edit.attention.methods.fpe import FPE
 from attention_edit.attention.methods.masactrl import MasaCtrl
 from attention_edit.attention.methods.pnp import PnP
 from attention_edit.attention.methods.style_aligned import StyleAligned
-from tiny_joint import joint_drawn, joint_inversion, joint_model, joint_prompt, joint_run, joint_sample
+from tiny_joint import EXACT, LEFT, joint_drawn, joint_inversion, joint_model, joint_prompt, joint_run, joint_sample
 
 KINDS = pytest.mark.parametrize("kind", list(tiny_joint.CONFIGS))
-EXACT = 2e-5
-"""Relative difference that float32 leaves after four steps of attention computed in another order."""
 PIXELS = 64
 NONE = torch.zeros(1, PIXELS, PIXELS, dtype=torch.bool)
-LEFT = NONE.clone()
-LEFT[..., : PIXELS // 2] = True
 
 
 def cpam(target, retain=False, **settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import demo_swap
 import pytest
 import torch
 from attention_edit.attention.engine.install import install, pin
@@ -9,13 +10,11 @@ from attention_edit.attention.masks.edit_masks import EditMasks
 from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.p2p import P2P
-from attention_edit.attention.words.prompt import read_prompt
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from bundle import transformer, world
+from demo_swap import GUIDANCE, STEPS
 from scenes import metrics, reader
 from tiny_joint import joint_sample
-
-STEPS, GUIDANCE = 20, 4.0
 
 
 @pytest.fixture(scope="module")
@@ -63,27 +62,7 @@ def test_a_recoloured_object_stands_in_its_own_background(demo, cpam):
 
 def test_a_swapped_word_recolours_its_object_and_keeps_the_rest_nearer(demo):
     """Prompt-to-Prompt with the demo's real guidance, beside the same run without it; no mask."""
-    model, clip, vae = demo
-    scene = world.demo_scene(1, 1)
-    wanted = scene.with_object(0, colour=(scene.colour[:, 0] + 2) % len(world.COLOURS))
-    image, mask = world.render(scene), metrics.dilate(world.masks(scene)[:, :1], 4)
     with torch.inference_mode():
-        source, target, empty = (
-            clip.encode_from_tokens_scheduled(clip.tokenize(text))
-            for text in (world.full_captions(scene)[0], world.full_captions(wanted)[0], "")
-        )
-        words = [
-            read_prompt(clip, world.full_captions(of)[0]).encoded(given[0][0])
-            for of, given in ((scene, source), (wanted, target))
-        ]
-        latent = {"samples": vae.encode(image.movedim(1, -1))}
-        inversion = DDIMInversion(STEPS)(model, latent, source).inversion
-        zeros, alone, near = torch.zeros_like(latent["samples"]), vae.decode(latent["samples"]).movedim(-1, 1), []
-        for edited in (install(model, P2P(*words), inversion), model):
-            edited = pin(edited, inversion, tuple(inversion.schedule))
-            out = joint_sample(edited, target, empty, zeros, zeros, torch.tensor([1.0, 0.0]), GUIDANCE)
-            picture = vae.decode(out).movedim(-1, 1)
-            near.append(float(metrics.psnr(picture, alone, 1 - metrics.dilate(mask, 16))))
-            found = reader.read_inside(picture[0], mask[0, 0] > 0)
-            assert found is not None and found.colour == int(wanted.colour[0, 0])
+        swap = demo_swap.swap(demo)
+        near = [swap.far(edit) for edit in (install(demo[0], P2P(*swap.words), swap.inversion), demo[0])]
     assert near[0] > near[1]

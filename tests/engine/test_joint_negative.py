@@ -14,12 +14,9 @@ from attention_edit.attention.methods.proximal import HARD, RULES, ProximalGuida
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.negative_prompt import NegativePromptInversion
 from attention_edit.inversion.reconstruct import reconstruct
-from tiny_joint import joint_inversion, joint_latent, joint_model, joint_prompt, joint_run, joint_sample
+from tiny_joint import EXACT, LEFT, joint_inversion, joint_latent, joint_model, joint_prompt, joint_run, joint_sample
 
 KINDS = pytest.mark.parametrize("kind", list(tiny_joint.CONFIGS))
-EXACT = 2e-5
-LEFT = torch.zeros(1, 64, 64, dtype=torch.bool)
-LEFT[..., :32] = True
 
 
 def improved(inversion):

@@ -18,12 +18,9 @@ from attention_edit.inversion import report
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.file_format import read, write
 from attention_edit.inversion.fixed_point import FixedPointInversion
-from tiny_joint import joint_inversion, joint_latent, joint_model, joint_prompt, joint_run
+from tiny_joint import EXACT, LEFT, joint_inversion, joint_latent, joint_model, joint_prompt, joint_run
 
 KIND = "QwenImage"
-EXACT = 2e-5
-"""Relative difference that float32 leaves after four steps of attention computed in another order."""
-LEFT = torch.arange(64).expand(1, 64, 64) < 32
 
 
 @pytest.fixture(scope="module")

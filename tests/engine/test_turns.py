@@ -18,7 +18,7 @@ from attention_edit.attention.methods.background import ExactBackground
 from attention_edit.inversion import file_format
 from attention_edit.inversion.record import Inversion
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, SamplerCustomAdvanced
+from custom_sampler import custom
 from every_method import BESIDE, METHODS, masks, outputs, put
 from torch import Tensor
 
@@ -43,12 +43,6 @@ def ksampler(model: Any, latent: Any, seed: int = 7, sampler: str = "euler", pos
 
     prompts = tiny.prompt(positive), tiny.prompt(3)
     return nodes.KSampler().sample(model, seed, STEPS, 4.0, sampler, "normal", *prompts, latent)[0]
-
-
-def custom(model: Any, noise: Any, sigmas: Tensor, latent: Any, sampler: str = "euler") -> Any:
-    """A LATENT from SamplerCustomAdvanced."""
-    guider, chosen = CFGGuider.execute(model, tiny.prompt(2), tiny.prompt(3), 4.0), KSamplerSelect.execute(sampler)
-    return SamplerCustomAdvanced.execute(noise, guider.args[0], chosen.args[0], sigmas, latent).args[0]
 
 
 def recorded(edited: Any, source: Inversion, **given: Any) -> tuple[Any, ...]:

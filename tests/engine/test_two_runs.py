@@ -15,10 +15,10 @@ import torch
 from attention_edit.attention.engine.install import pin
 from attention_edit.attention.engine.plan import plan_of
 from attention_edit.attention.methods.local_blend import LocalBlend
-from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, SamplerCustomAdvanced, SplitSigmas
+from comfy_extras.nodes_custom_sampler import SplitSigmas
+from custom_sampler import custom
 from every_method import BESIDE, METHODS, outputs, put
 from house import PACK
-from torch import Tensor
 
 STEPS = 5
 SPLITS = (1, 2, 4)
@@ -36,12 +36,6 @@ def inversion(model):
 def as_the_host_runs_nodes():
     with torch.inference_mode():
         yield
-
-
-def custom(model: Any, noise: Any, sigmas: Tensor, latent: Any, sampler: str = "euler") -> Any:
-    """A LATENT from SamplerCustomAdvanced."""
-    guider = CFGGuider.execute(model, tiny.prompt(2), tiny.prompt(3), 4.0).args[0]
-    return SamplerCustomAdvanced.execute(noise, guider, KSamplerSelect.execute(sampler).args[0], sigmas, latent).args[0]
 
 
 def stepped(  # noqa: PLR0913, PLR0917 (the node's inputs)

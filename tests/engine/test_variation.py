@@ -12,7 +12,8 @@ import torch
 from attention_edit.attention.engine import source as source_module
 from attention_edit.attention.engine.variation import Variation
 from comfy.sample import prepare_noise
-from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import RandomNoise
+from custom_sampler import custom
 from every_method import METHODS, outputs
 from torch import Tensor
 
@@ -44,10 +45,8 @@ def ksampler(model: Any, latent: Any, seed: int) -> Tensor:
     return nodes.KSampler().sample(model, seed, 3, 4.0, "euler", "normal", *given)[0]["samples"]
 
 
-def custom(model: Any, noise: Any, sigmas: Tensor, latent: Any) -> Tensor:
-    guider = CFGGuider.execute(model, tiny.prompt(2), tiny.prompt(3), 4.0).args[0]
-    euler = KSamplerSelect.execute("euler").args[0]
-    return SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, latent).args[0]["samples"]
+def samples(*given: Any) -> Tensor:
+    return custom(*given)["samples"]
 
 
 @every
@@ -98,7 +97,7 @@ def test_the_source_replays_exactly(model, inversion, monkeypatch):
 
     monkeypatch.setattr(source_module.comfy.samplers, "calc_cond_batch", spy)
     pinned, noise, sigmas, latent = set_up(METHODS["masactrl"](model, inversion), inversion, 1.0)
-    custom(pinned, noise, sigmas, latent)
+    samples(pinned, noise, sigmas, latent)
     kept = [x for x in seen if len(x) == 1 and any(torch.equal(x, inversion.at(float(s))) for s in sigmas)]
     assert len(kept) >= 2
 
@@ -118,18 +117,18 @@ def test_both_sampler_nodes_vary_alike(model, inversion):
     edited = METHODS["fpe"](model, inversion)
     pinned, noise, sigmas, latent = set_up(edited, inversion, 0.5, 7)
     one = ksampler(pinned, latent, 7)
-    assert edits.difference(custom(pinned, noise, sigmas, latent), one) < 1e-6
-    assert edits.difference(custom(edited, noise, sigmas, latent), one) < 1e-5
-    assert edits.difference(custom(pinned, RandomNoise.execute(7).args[0], sigmas, latent), one) < 1e-6
-    assert edits.difference(custom(pinned, RandomNoise.execute(8).args[0], sigmas, latent), one) > 1e-3
+    assert edits.difference(samples(pinned, noise, sigmas, latent), one) < 1e-6
+    assert edits.difference(samples(edited, noise, sigmas, latent), one) < 1e-5
+    assert edits.difference(samples(pinned, RandomNoise.execute(7).args[0], sigmas, latent), one) < 1e-6
+    assert edits.difference(samples(pinned, RandomNoise.execute(8).args[0], sigmas, latent), one) > 1e-3
 
 
 def test_two_runs_of_a_varied_start_are_one(model, inversion):
     """The noise is mixed in once, where the run begins."""
     pinned, noise, sigmas, latent = set_up(METHODS["fpe"](model, inversion), inversion, 0.5, 7)
-    whole = custom(pinned, noise, sigmas, latent)
-    half = custom(pinned, noise, sigmas[:2], latent)
-    assert edits.difference(custom(pinned, noise, sigmas[1:], {"samples": half}), whole) < 1e-5
+    whole = samples(pinned, noise, sigmas, latent)
+    half = samples(pinned, noise, sigmas[:2], latent)
+    assert edits.difference(samples(pinned, noise, sigmas[1:], {"samples": half}), whole) < 1e-5
 
 
 def test_denoise_varies_the_trajectorys_noise(model, inversion):

@@ -16,14 +16,10 @@ from attention_edit.attention.methods.p2p import P2P
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.record import Inversion
 from other_texts import read
-from tiny_joint import joint_latent, joint_model, joint_prompt, joint_run
+from tiny_joint import LEFT, joint_latent, joint_model, joint_prompt, joint_run
 from torch import Tensor
 
 CAT, DOG = (read("Chroma", text) for text in ("a cat on a mat", "a very black dog on a mat"))
-EXACT = 2e-5
-"""Relative difference that float32 leaves after four steps of attention computed in another order."""
-LEFT = torch.zeros(1, 64, 64, dtype=torch.bool)
-LEFT[..., :32] = True
 BLEND = LocalBlend(CAT, DOG, ["cat"], ["dog"], start=0.0, threshold=0.97)
 CONTROLS: dict[str, Any] = {
     "Local Blend": (P2P(CAT, DOG, layers="all"), BLEND),

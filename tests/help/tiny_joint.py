@@ -14,6 +14,10 @@ from attention_edit.inversion.generated import GeneratedSource
 from attention_edit.inversion.record import Inversion
 from torch import Tensor
 
+EXACT = 2e-5
+"""Relative difference that float32 leaves after four steps of attention computed in another order."""
+LEFT = torch.arange(64).expand(1, 64, 64) < 32
+"""The left half of a picture of 64 pixels, as a mask (1, H, W) bool."""
 CONTEXT, POOLED = 24, 12
 _FLUX: dict[str, Any] = {
     "image_model": "flux",

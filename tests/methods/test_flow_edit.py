@@ -13,10 +13,9 @@ from attention_edit.attention.methods.flow_edit import FlowEdit, flow_edit_step
 from attention_edit.attention.methods.fpe import FPE
 from attention_edit.host.transformers import takes_guidance
 from attention_edit.nodes.flow_edit import FlowEditNode
-from tiny_joint import joint_inversion, joint_latent, joint_model, joint_prompt
+from tiny_joint import EXACT, joint_inversion, joint_latent, joint_model, joint_prompt
 
 KINDS = pytest.mark.parametrize("kind", list(tiny_joint.CONFIGS))
-EXACT = 2e-5
 SIGMAS = torch.tensor([1.0, 0.85, 0.6, 0.3, 0.0])
 
 

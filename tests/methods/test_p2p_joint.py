@@ -19,13 +19,11 @@ from attention_edit.attention.methods.p2p import P2P
 from attention_edit.inversion.ddim_inversion import DDIMInversion
 from attention_edit.inversion.generated import GeneratedSource
 from other_texts import read
-from tiny_joint import joint_latent, joint_model, joint_prompt, joint_run
+from tiny_joint import EXACT, joint_latent, joint_model, joint_prompt, joint_run
 
 KINDS = pytest.mark.parametrize("kind", list(tiny_joint.CONFIGS))
 SOME = pytest.mark.parametrize("kind", ["Flux", "Flux2", "SD3", "ZImage"])
 """With their own ways: nothing of it, texts filled up ahead, no positions, positions behind the text."""
-EXACT = 2e-5
-"""Relative difference that float32 leaves after four steps of attention computed in another order."""
 CAT, DOG, BLACK = (read("Chroma", text) for text in ("a cat on a mat", "a dog on a mat", "a very black cat on a mat"))
 LONG = read("Chroma", "a cat on a mat" + " and a big dog" * 8)
 ALWAYS = (0.0, 1.0)

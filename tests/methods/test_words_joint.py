@@ -7,8 +7,8 @@ import pytest
 import torch
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.masactrl import MasaCtrl
-from followed_words import CONTROLS, EXACT, LEFT, follow, inverted
-from tiny_joint import joint_model
+from followed_words import CONTROLS, follow, inverted
+from tiny_joint import EXACT, LEFT, joint_model
 
 ALL = pytest.mark.parametrize("name", list(CONTROLS))
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import edits
 import pytest
-from followed_words import CONTROLS, EXACT, follow, inverted, stock
+from followed_words import CONTROLS, follow, inverted, stock
+from tiny_joint import EXACT
 
 ALL = pytest.mark.parametrize("name", list(CONTROLS))
 

@@ -13,7 +13,7 @@ from attention_edit.nodes.cpam import CPAMNode
 from attention_edit.nodes.edit_masks import EditMasksNode
 from attention_edit.nodes.inversion import InvertNode, ReconstructNode
 from attention_edit.nodes.setup import EditSetupNode
-from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, SamplerCustomAdvanced
+from custom_sampler import custom
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,7 @@ def ksampler(model, latent, steps=20, scheduler="karras", denoise=1.0, sampler="
 
 
 def advanced(model, noise, sigmas, latent, sampler="euler"):
-    guider = CFGGuider.execute(model, tiny.prompt(2), tiny.prompt(3), 7.5).args[0]
-    chosen = KSamplerSelect.execute(sampler).args[0]
-    return SamplerCustomAdvanced.execute(noise, guider, chosen, sigmas, latent).args[0]["samples"]
+    return custom(model, noise, sigmas, latent, sampler, 7.5)["samples"]
 
 
 def test_both_sampler_nodes_run_the_edit_alike(model, inversion):

@@ -31,14 +31,12 @@ from attention_edit.inversion.record import Inversion
 from comfy.model_management import load_models_gpu
 from comfy.patcher_extension import WrappersMP
 from other_texts import OtherClip
-from tiny_joint import joint_inversion, joint_model, joint_prompt, joint_sample
+from tiny_joint import LEFT, joint_inversion, joint_model, joint_prompt, joint_sample
 from torch import Tensor
 
 KINDS = ("Flux", "SD3", "ZImage")
 STEPS = 4
 MORE_COPIES = 2
-LEFT = torch.zeros(1, 64, 64, dtype=torch.bool)
-LEFT[..., :32] = True
 
 
 def prompt(text: str, tokens: int) -> Prompt:
