@@ -1,7 +1,8 @@
-"""Measure cost on a full-size UNet of random weights: `python demo/benchmark.py [inversions|mag|masks] [OPTIONS]`.
+"""Measure cost: `python demo/benchmark.py [inversions|mag|masks|second] [OPTIONS]`.
 
-inversions (without a word too): time and memory of each inversion; mag: a guided step of MAG-Edit; masks:
-what the size of a mask costs edits of the demo model. `--help` after a word lists its options.
+inversions (without a word too): time and memory of each inversion on a full-size UNet of random weights; mag: a guided
+step of MAG-Edit on the same; masks: what the size of a mask costs edits of the demo model; second: what a second edit
+of an image costs. `--help` after a word lists its options.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from .control import Control, only_looks
 from .joint import check_joint
 from .memory import make_room
 from .plan import Plan, plan_of
+from .recorded import Keeping
 from .residual import PATCH
 from .site import SiteHook, append_contexts
 from .variation import Variation
@@ -119,11 +120,18 @@ def _hook(model: Any, site: Site, layer: Layer) -> None:
     setter(SiteHook(site, layer, previous), *layer.block, layer.depth)
 
 
-def pin(model: Any, inversion: Inversion, schedule: tuple[float, ...], variation: Variation | None = None) -> Any:
+def pin(
+    model: Any,
+    inversion: Inversion,
+    schedule: tuple[float, ...],
+    variation: Variation | None = None,
+    keeping: Keeping | None = None,
+) -> Any:
     """A clone of a MODEL that starts at the inverted noise and follows a schedule, whichever sampler runs it.
 
     Args:
         variation: of the noise; None leaves it as it is.
+        keeping: of what is read of the source, for later edits; None for nothing.
     """
     plan = plan_of(model).with_source(inversion)
-    return with_plan(model, replace(plan, schedule=schedule, variation=variation))
+    return with_plan(model, replace(plan, schedule=schedule, variation=variation, keeping=keeping))

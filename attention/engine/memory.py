@@ -15,6 +15,8 @@ from ...host.older import inference_dtype
 from ...host.transformers import width_of
 from .acts import Act, Site
 from .plan import Plan, plan_of
+from .recorded import held_of
+from .shelves import DEVICE
 
 TEXT = 77
 """Text tokens that a prompt is taken to have; longer ones make little of the sum."""
@@ -40,6 +42,14 @@ def kept_bytes(plan: Plan, family: Family, model: Any, size: tuple[int, int], ro
         kept = beside if act.of else source
         kept |= {(act.of, place): numbers for place, numbers in _parts(act, family, unet, size).items()}
     return (sum(source.values()) * plan.inversion.batch * halves + sum(beside.values()) * rows) * item
+
+
+def source_numbers(acts: Sequence[Act], family: Family, model: Any, size: tuple[int, int]) -> int:
+    """Numbers that acts read of one row of the source; what several read counts once."""
+    unet, found = model.get_model_object("diffusion_model"), {}
+    for act in acts:
+        found |= _parts(act, family, unet, size)
+    return sum(found.values())
 
 
 def _parts(act: Act, family: Family, unet: Any, size: tuple[int, int]) -> dict[tuple[Any, ...], int]:
@@ -74,6 +84,8 @@ def make_room(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: An
     """Wrap the host's preparation of a run: rows beside those of the batch stand for what is kept."""
     plan, size = plan_of(patcher), (int(noise_shape[-2]), int(noise_shape[-1]))
     kept = kept_bytes(plan, family_of(patcher), patcher, size, int(noise_shape[0]))
+    if plan.keeping is not None and plan.keeping.where == DEVICE and plan.inversion is not None:
+        kept += max(0, min(plan.keeping.budget, kept * plan.inversion.steps) - held_of(plan.inversion))
     if kept:
         row = patcher.model.memory_required([2, *noise_shape[1:]])  # the host asks for both halves of guidance
         noise_shape = [noise_shape[0] + ceil(kept / max(1, row)), *noise_shape[1:]]

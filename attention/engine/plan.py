@@ -8,6 +8,7 @@ from typing import Any
 from ...host.marks import KEY
 from ...inversion.record import Inversion
 from .control import Control
+from .recorded import Keeping
 from .variation import Variation
 
 
@@ -22,6 +23,7 @@ class Plan:
         schedule: sigmas, noisy to clean, that a run takes whatever sampler node starts it, beginning at the
             inverted latent; None leaves start and schedule to the sampler.
         variation: of the noise that such a run starts with; None for the inverted one.
+        keeping: of what edits read of the source, for later edits of the same inversion; None for nothing.
         alters: whether any control does more than look.
     """
 
@@ -30,6 +32,7 @@ class Plan:
     packed: bool = False
     schedule: tuple[float, ...] | None = None
     variation: Variation | None = None
+    keeping: Keeping | None = None
     alters: bool = False
 
     @property

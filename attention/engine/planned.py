@@ -17,8 +17,8 @@ def planned_evaluations(run: Run) -> tuple[int, int]:
     for sigma in calls:
         run.move_to(sigma)
         second += run.batch * len(further_rows(run)) if is_guided(run.guider) else 0
-        if run.inversion is not None:
-            source += len(run.sources()) * (run.batch if run.packs() else run.inversion.batch)
+        if run.inversion is not None and not run.knows_source:
+            source += len(run.sources()) * (run.batch if run.packs_source else run.inversion.batch)
     parts = sum(len(branch.parts) for branch in run.branches) or 1
     return source, second + len(calls) * run.batch * parts * (2 if is_guided(run.guider) else 1)
 

@@ -22,6 +22,7 @@ from .control import Control
 from .moment import Moment
 from .plan import Plan
 from .reading import Reading
+from .recorded import Needs, Rows, SourceRecord
 
 
 class Phase(Enum):
@@ -48,6 +49,7 @@ class Run(Moment):
         ended: the latents that the branches ended with, by name, in DDPM scale.
         evaluations, guiding: rows that went through the UNet to be sampled with, and rows that went for a gradient.
         reading: what the UNet call of the moment is made for, if it is one that is differentiated.
+        recorded: what earlier edits have read of the source, and where this one leaves what it reads.
         resumes: whether it goes on where another run ended; left: the controls' states there, as far as known.
     """
 
@@ -70,6 +72,7 @@ class Run(Moment):
     guiding: int = 0
     reading: Reading | None = None
     moved: Tensor | None = None
+    recorded: SourceRecord | None = None
     resumes: bool = False
     left: Mapping[Control, Any] = field(default_factory=dict)
     _acting: Acting | None = None
@@ -142,6 +145,27 @@ class Run(Moment):
     def packs(self) -> bool:
         """Whether source and branches ride in the target's call at this step; not where others read it before that."""
         return self.plan.packed and not self.apart and not self.acting.moves
+
+    @property
+    def packs_source(self) -> bool:
+        """Whether the source does; not where its features are kept, which must be those of a call of its own."""
+        return self.packs() and self.recorded is None
+
+    @property
+    def needs(self) -> Needs:
+        """What is read of the source at this step."""
+        acts = [act for _, act in self.acting.acts if act.reads and not act.of]
+        return frozenset((act.at, place, part) for act in acts for place in act.places for part in act.reads)
+
+    @property
+    def source_rows(self) -> Rows:
+        """Which rows of the source run at this step, and at which noise level."""
+        return self.sigma, self.sources()
+
+    @property
+    def knows_source(self) -> bool:
+        """Whether all of that is there, so that the source need not run."""
+        return self.recorded is not None and self.recorded.holds(self.source_rows, self.needs)
 
     def sources(self) -> tuple[str, ...]:
         """Which of SOURCES run at this step."""

@@ -20,6 +20,7 @@ from ...host.marks import KEY, KEY_NEGATIVE, SOURCES, is_row, prompt_key, row_ke
 from . import null_text as null_context
 from .control import GuidanceControl
 from .moment import savable
+from .recording import from_record, to_record
 from .roles import Call, is_conditional
 from .run import Phase, Run
 
@@ -83,8 +84,10 @@ def _negative(conds: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[str, Any]) -> None:
-    """Run the source branch now, or make it ready to ride along in the target's call."""
+    """Run the source branch now, or make it ready to ride along in the target's call; or take what is kept of it."""
     if run.inversion is None:
+        return
+    if from_record(run, timestep.device):
         return
     x, options = run.source(timestep.device), without_caches(model_options)
 
@@ -100,12 +103,14 @@ def prepare_source(run: Run, guider: Any, timestep: Tensor, model_options: dict[
                 options,
             )
 
-    if run.packs():
+    if run.packs_source:
         run.packed_source, run.capture_now = x, capture
-    elif run.acting.moves:
+        return
+    if run.acting.moves:
         savable(capture)
     else:
         capture()
+    to_record(run, timestep.device)
 
 
 def source_conds(run: Run) -> list[list[dict[str, Any]]]:

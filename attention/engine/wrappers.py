@@ -30,6 +30,7 @@ from .moves import checked, move
 from .plan import Plan
 from .planned import further_rows, log_plan
 from .reading import left_early
+from .recording import begin_record, end_record, give_back, keeps_on_device
 from .roles import Call
 from .run import Phase, Run
 from .slopes import Network
@@ -91,6 +92,7 @@ def _outer_sample(  # noqa: PLR0913, PLR0917 (the host's signature)
     finally:
         options[KEY] = plan
         run.forget_source()
+        end_record(run)
     passes = f", and {run.guiding} passes for gradients" if run.guiding else ""
     log.info("Attention Edit: %d UNet evaluations%s", run.evaluations, passes)
     return out
@@ -117,6 +119,7 @@ def _start(plan: Plan, guider: Any, span: Span, seed: int | None, sampler: Any) 
     add_conditionings(run)
     check_run(run)
     savable(run.begin)
+    begin_record(run)
     log_plan(run)
     return run
 
@@ -172,10 +175,13 @@ def _apart_if_needed(run: Run, guider: Any, given: tuple[Any, ...], executor: An
     try:
         return executor(*given)
     except Exception as error:
-        if (run.packed_source is None and not run.riding) or run.acting.keeps_sums:
+        crowded = run.packed_source is not None or bool(run.riding)
+        if not (crowded or keeps_on_device(run)) or run.acting.keeps_sums:
             raise  # what layers have added to sums before the failure would count twice
         raise_non_oom(error)
     # Outside of the handler, whose traceback would hold the call's tensors.
+    if give_back(run):
+        return _apart_if_needed(run, guider, given, executor)
     run.remarks.add(
         Kind.IGNORED,
         "Switch one_call off: out of memory with one_call, so that what is read runs in calls of its own from here on.",

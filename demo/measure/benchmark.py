@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-PARTS = ("inversions", "mag", "masks")
+PARTS = ("inversions", "mag", "masks", "second")
 
 
 def main(arguments: list[str]) -> int:

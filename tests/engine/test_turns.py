@@ -47,7 +47,7 @@ def ksampler(model: Any, latent: Any, seed: int = 7, sampler: str = "euler", pos
 
 def recorded(edited: Any, source: Inversion, **given: Any) -> tuple[Any, ...]:
     """What Edit Setup gives with record_turn on."""
-    return outputs("Setup", model=edited, inversion=source, record_turn=True, **given)
+    return outputs("Setup", model=edited, inversion=source, record_turn=True, keep_source="off", **given)
 
 
 def turn(edited: Any, source: Inversion, run: Any = ksampler, text: Any = None, **given: Any) -> tuple[Any, Inversion]:
@@ -92,7 +92,8 @@ class Watch(Control):
 def test_a_turn_is_what_was_sampled_and_costs_nothing(name, model, inversion):
     """The same picture bit for bit and as many evaluations; the source is then where the edit was at every level."""
     counting, rows = counted(model)
-    plain, _, _, start = outputs("Setup", model=ALL[name](counting, inversion), inversion=inversion)
+    edited = ALL[name](counting, inversion)
+    plain, _, _, start = outputs("Setup", model=edited, inversion=inversion, keep_source="off")
     expected = ksampler(plain, start)
     before = list(rows)
     rows.clear()

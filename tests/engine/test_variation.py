@@ -96,7 +96,7 @@ def test_the_source_replays_exactly(model, inversion, monkeypatch):
         return original(inner, conds, x, *rest)
 
     monkeypatch.setattr(source_module.comfy.samplers, "calc_cond_batch", spy)
-    pinned, noise, sigmas, latent = set_up(METHODS["masactrl"](model, inversion), inversion, 1.0)
+    pinned, noise, sigmas, latent = set_up(METHODS["masactrl"](model, inversion), inversion, 1.0, keep_source="off")
     samples(pinned, noise, sigmas, latent)
     kept = [x for x in seen if len(x) == 1 and any(torch.equal(x, inversion.at(float(s))) for s in sigmas)]
     assert len(kept) >= 2
