@@ -15,6 +15,7 @@ import edits
 import tiny
 import torch
 from attention_edit.attention.engine import install as engine
+from attention_edit.attention.engine.recorded import Keeping
 from attention_edit.attention.maps.heat import HeatOptions, heat_map
 from attention_edit.attention.maps.recorder import recorder
 from attention_edit.attention.maps.segments import find_segments
@@ -158,6 +159,7 @@ def edit(
     inversion: Inversion | None = None,
     guided: MAG | None = None,
     on_pass: Callable[[], None] | None = None,
+    keeping: Keeping | None = None,
     **options: Any,
 ) -> Tensor:
     """The latent (1, 4, h, w), on the CPU, that a method leaves on a place.
@@ -173,7 +175,7 @@ def edit(
             model = engine.install(model, control, inversion, packed)
         if guided is not None:
             model = add_guidance(model, guided, inversion)
-        model = engine.pin(model, inversion, tuple(inversion.schedule))
+        model = engine.pin(model, inversion, tuple(inversion.schedule), keeping=keeping)
         if on_pass is not None:
             model.add_wrapper(WrappersMP.DIFFUSION_MODEL, lambda run, *a, **k: (on_pass(), run(*a, **k))[1])
         start = torch.zeros_like(place.latent()["samples"])
