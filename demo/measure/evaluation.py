@@ -22,6 +22,7 @@ from measure import (
     mask_evaluation,
     methods,
     pack_methods,
+    probe_evaluation,
     report,
     results,
     turns_evaluation,
@@ -95,6 +96,14 @@ def _mag_ablations(setup: Setup, options: argparse.Namespace) -> tuple[object, s
     return found, report.by_task(mag_evaluation.table, found)
 
 
+def _probe(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
+    demo = probe_evaluation.is_demo(options.model)
+    found = probe_evaluation.measure(setup, options.count, options.batch, demo, options.output)
+    text = probe_evaluation.tables(found)
+    print(text)
+    return [asdict(one) for one in found], text
+
+
 PARTS: dict[str, Part] = {
     "edits": _edits,
     "variations": _variations,
@@ -105,6 +114,7 @@ PARTS: dict[str, Part] = {
     "maps": _maps,
     "mag": _mag,
     "mag_ablations": _mag_ablations,
+    "probe": _probe,
 }
 """By the option that asks for it, which also names its section of demo/RESULTS.md. The model's own bar comes before
 them; without any option it and the edits are measured."""
@@ -122,6 +132,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--maps", action="store_true", help="how well attention maps find objects; only if asked for")
     parser.add_argument("--mag", action="store_true", help="MAG-Edit among objects of one shape")
     parser.add_argument("--mag-ablations", action="store_true", help="MAG-Edit with other settings, as in its paper")
+    parser.add_argument("--probe", action="store_true", help="what attention maps know of words; any checkpoint")
     parser.add_argument("--count", type=int, default=tasks.COUNT, help="scenes per task")
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
@@ -148,8 +159,9 @@ def _section(part: str, options: argparse.Namespace) -> str:
 
 
 def _setup(options: argparse.Namespace) -> Setup:
+    load_file = probe_evaluation.load_any if options.probe else transformer.load_demo_file
     return Setup(
-        *transformer.load_demo_file(options.model),
+        *load_file(options.model),
         steps=options.steps,
         guidance=methods.GUIDANCE if options.guidance is None else options.guidance,
         sampler=options.sampler,
