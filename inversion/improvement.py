@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from ..host.conditioning import Conditioning
 from ..host.cost import Cost
 from ..host.families import family_of
@@ -86,6 +88,10 @@ class Improvement(ABC):
             check_unedited(model, place=self.name)
             inversion.check_model(family_of(model).name, prediction_of(model))
         return self.improve(model, inversion, negative, guidance)
+
+    def pictures(self, found: Found) -> list[Tensor]:
+        """What a node shows of a run beside the plot of errors: pictures (1, h, w, 3) in 0..1 of that plot's size."""
+        return []
 
     def caption(self, inversion: Inversion, guidance: float) -> tuple[str, str]:
         """Title and note of the plot of a found inversion's errors, which may come from disk."""

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..host.conditioning import Conditioning
-from ..host.cost import Cost
 from ..host.models import latent_of
 from .cache import cached
 from .improvement import Found, Improvement
@@ -68,25 +68,29 @@ def improved(
     guidance: float,
     on_disk: bool,
 ) -> tuple[Inversion, Tensor, str]:
-    """An improvement's inversion, the plot of its errors (1, h, w, 3) in 0..1 and a report.
+    """An improvement's inversion, pictures (N, h, w, 3) in 0..1 and a report.
+
+    The first picture is the plot of its errors, the others are what the improvement shows of a run; of an inversion
+    that comes from disk there are none.
 
     Args:
         on_disk: look for it, and keep it, in the cache on disk.
     """
     given = inversion, negative, guidance
-    found, cost = _made(partial(improvement, model, *given), on_disk, model, improvement, *given)
-    took = "It was read from the cache on disk." if cost is None else f"It took {cost.describe()}."
-    return found, line_plot(found.errors, *improvement.caption(found, guidance)), f"{found.describe()}\n{took}"
+    found, run = _made(partial(improvement, model, *given), on_disk, model, improvement, *given)
+    took = "It was read from the cache on disk." if run is None else f"It took {run.cost.describe()}."
+    more = [] if run is None else improvement.pictures(run)
+    pictures = torch.cat([line_plot(found.errors, *improvement.caption(found, guidance)), *more])
+    return found, pictures, f"{found.describe()}\n{took}"
 
 
-def _made(make: Callable[[], Found], on_disk: bool, model: Any, *values: Any) -> tuple[Inversion, Cost | None]:
-    """An inversion and what it took; None if it comes from disk, where model and values name it."""
-    costs: list[Cost] = []
+def _made(make: Callable[[], Found], on_disk: bool, model: Any, *values: Any) -> tuple[Inversion, Found | None]:
+    """An inversion, and the run that found it; None if it comes from disk, where model and values name it."""
+    runs: list[Found] = []
 
     def keep() -> Inversion:
-        found = make()
-        costs.append(found.cost)
-        return found.inversion
+        runs.append(make())
+        return runs[0].inversion
 
     inversion = cached(keep, model, *values)[0] if on_disk else keep()
-    return inversion, costs[0] if costs else None
+    return inversion, runs[0] if runs else None

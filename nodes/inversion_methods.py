@@ -31,8 +31,8 @@ def better_outputs(plot: str) -> list[io.Output]:
 
 def show_improved(node: type[io.ComfyNode], improvement: Improvement, *given: Any) -> io.NodeOutput:
     """What a node gives out and shows of an improvement; `given` as `report.improved` takes it."""
-    found, plot, text = report.improved(improvement, *given)
-    return io.NodeOutput(found, plot, text, ui=ui.PreviewImage(plot, cls=node))
+    found, pictures, text = report.improved(improvement, *given)
+    return io.NodeOutput(found, pictures[:1], text, ui=ui.PreviewImage(pictures, cls=node))
 
 
 def _optimiser_inputs() -> list[io.Input]:

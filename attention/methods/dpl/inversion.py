@@ -32,6 +32,7 @@ from .background import Clustering, background_regions
 from .learn import Learned, Task
 from .learner import NAME, Learner, Look
 from .nouns import Nouns, find_nouns
+from .plot import losses_picture
 from .settings import RELEASED, Settings
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,10 @@ class DynamicPromptLearning(Improvement):
             for i in range(len(inversion.sigmas) - 1)
         )
         return Found(_put_together(inversion, learners, prompts, guidance, self.prompt), cost, steps)
+
+    def pictures(self, found: Found) -> list[Tensor]:
+        """The losses over the steps against their thresholds, one picture for each image."""
+        return [losses_picture(of) for of in zip(*(step.learned for step in found.steps), strict=True)]
 
     @staticmethod
     def _null_text(negative: Conditioning | None) -> Conditioning:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from ....host.progress import progress_bar
 from ....inversion.plot import HEIGHT, MARGIN, WIDTH
 from .learn import Learned
 
 COLOURS = {"at": "#c22f2f", "dj": "#2f6fc2", "bg": "#2f9a4f"}
+PERIOD = 0.5
+"""Seconds between two drawings, at least."""
 TITLES = {"at": "attention balancing", "dj": "disjoint objects", "bg": "background leakage"}
 
 
@@ -49,16 +55,26 @@ def losses_plot(steps: Sequence[Learned], count: int) -> Image.Image:
     return picture
 
 
+def losses_picture(steps: Sequence[Learned]) -> Tensor:
+    """The plot (1, h, w, 3) in 0..1 of a run that is over."""
+    return torch.from_numpy(np.asarray(losses_plot(steps, len(steps)), dtype=np.float32) / 255)[None]
+
+
 class LivePlot:
-    """The plot as the preview of the node that runs, anew after every step."""
+    """The plot as the preview of the node that runs, anew after its steps, twice a second at most."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.steps: list[Learned] = []
         self.bar = progress_bar(count)
+        self.drawn = -PERIOD
 
     def add(self, step: Learned) -> None:
         """A step is over."""
         self.steps.append(step)
+        now = time.monotonic()
+        if now - self.drawn < PERIOD and len(self.steps) < self.count:
+            return
+        self.drawn = now
         preview = ("JPEG", losses_plot(self.steps, self.count), WIDTH)
         self.bar.update_absolute(len(self.steps) - 1, self.count, preview)
