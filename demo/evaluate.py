@@ -1,6 +1,6 @@
 """Measure the demo model and what is done with it: `python demo/evaluate.py [--model-bar] [--edits [--injection]
 [--ablations]] [--variations] [--turns] [--inversions] [--flow-inversions] [--masks] [--maps] [--mag]
-[--mag-ablations] [--probe]`.
+[--mag-ablations] [--probe] [--dpl]`.
 
 Without any of these the first two are done; --maps measures how well attention maps find objects, and --probe
 what they know of words, of any checkpoint (--model with a file or a name in models/checkpoints). The results are

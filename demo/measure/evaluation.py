@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from bundle import load, transformer
 from measure import (
+    dpl_evaluation,
     drawing,
     editing,
     flow_inversion_evaluation,
@@ -104,6 +105,13 @@ def _probe(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
     return [asdict(one) for one in found], text
 
 
+def _dpl(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
+    found = dpl_evaluation.measure(setup, options, results.state(options.model))
+    text = dpl_evaluation.tables(found)
+    print(text)
+    return [asdict(one) for one in found], text
+
+
 PARTS: dict[str, Part] = {
     "edits": _edits,
     "variations": _variations,
@@ -115,6 +123,7 @@ PARTS: dict[str, Part] = {
     "mag": _mag,
     "mag_ablations": _mag_ablations,
     "probe": _probe,
+    "dpl": _dpl,
 }
 """By the option that asks for it, which also names its section of demo/RESULTS.md. The model's own bar comes before
 them; without any option it and the edits are measured."""
@@ -133,6 +142,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--mag", action="store_true", help="MAG-Edit among objects of one shape")
     parser.add_argument("--mag-ablations", action="store_true", help="MAG-Edit with other settings, as in its paper")
     parser.add_argument("--probe", action="store_true", help="what attention maps know of words; any checkpoint")
+    parser.add_argument("--dpl", action="store_true", help="Dynamic Prompt Learning on scenes of two objects")
     parser.add_argument("--count", type=int, default=tasks.COUNT, help="scenes per task")
     parser.add_argument("--prompts", type=int, default=256, help="captions to draw")
     parser.add_argument("--steps", type=int, default=25)
