@@ -98,5 +98,5 @@ def _pair(scenes: Scenes, is_hard: bool, seed: int) -> Pair:
     source, truth = world.render(scenes), world.render(edited)
     both = torch.maximum(world.masks(scenes), world.masks(edited)).amax(1, keepdim=True)
     kept = (1 - metrics.dilate(both, tasks.REACH)) * tasks.unchanged(source, truth)
-    captions = [world.full_captions(of)[0] for of in (scenes, edited)]
-    return Pair(scenes, edited, source, truth, *captions, is_hard, kept)
+    before, after = (world.full_captions(of)[0] for of in (scenes, edited))
+    return Pair(scenes, edited, source, truth, before, after, is_hard, kept)

@@ -23,7 +23,7 @@ SIDE = 16
 
 def pooled(maps: Tensor, shape: tuple[int, int]) -> Tensor:
     """Self-attention maps (B, N, N) of h x w = N tokens, both sides averaged to at most SIDE x SIDE: (B, M, M)."""
-    small = tuple(min(SIDE, side) for side in shape)
+    small = min(SIDE, shape[0]), min(SIDE, shape[1])
     if small == tuple(shape):
         return maps
 
