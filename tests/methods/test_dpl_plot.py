@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfy.utils
 import dpl_runs
+import folder_paths
 import numpy as np
 import pytest
 import torch
@@ -11,9 +12,10 @@ from attention_edit.attention.methods.dpl import plot
 from attention_edit.attention.methods.dpl.inversion import DynamicPromptLearning
 from attention_edit.attention.methods.dpl.learn import Learned
 from attention_edit.attention.methods.dpl.losses import Losses, Term
-from attention_edit.inversion import report
 from attention_edit.inversion.plot import HEIGHT, MARGIN, WIDTH
-from PIL import ImageColor
+from attention_edit.nodes.dpl import DPLNode
+from attention_edit.nodes.inversion_methods import show_improved
+from PIL import Image, ImageColor
 
 NEVER = Losses(Term(1.0, 0.0, 25.0), Term(0.05, 0.0, 25.0), Term(0.05, 0.0, 50.0))
 
@@ -83,7 +85,9 @@ def test_a_fast_run_draws_twice_a_second_and_at_its_end(previews, monkeypatch):
     assert [value for value, _, _ in previews] == [0, 5, 10, 11]
 
 
-def test_the_node_shows_the_losses_of_every_image_beside_the_errors(monkeypatch):
+def test_the_node_shows_the_losses_of_every_image_beside_the_errors(monkeypatch, tmp_path):
+    """Its socket has the error plot alone, as before."""
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
     case = dpl_runs.Case(batch=2)
     method = DynamicPromptLearning(
         case.clip, case.prompt, "cat, dog", dpl_runs.settings(iterations=2, inner=0), dpl_runs.mask()
@@ -94,8 +98,11 @@ def test_the_node_shows_the_losses_of_every_image_beside_the_errors(monkeypatch)
         DynamicPromptLearning, "improve", lambda *given: runs.append(made(*given)) or runs[-1], raising=True
     )
     with torch.inference_mode():
-        _, pictures, _ = report.improved(method, case.model, case.inversion, case.negative, 7.5, False)
+        shown = show_improved(DPLNode, method, case.model, case.inversion, case.negative, 7.5, False)
+    names = [tmp_path / entry["filename"] for entry in shown.ui.as_dict()["images"]]
+    pictures = torch.stack([torch.from_numpy(np.array(Image.open(name).convert("RGB"))) for name in names])
+    assert torch.equal((shown.args[1] * 255).byte(), pictures[:1])
     steps = dpl_runs.Images(runs[0]).learned
     assert pictures.shape == (3, HEIGHT, WIDTH, 3)
     for picture, of in zip(pictures[1:], steps, strict=True):
-        assert torch.equal((picture * 255).round(), torch.from_numpy(np.array(plot.losses_plot(of, len(of)))).float())
+        assert torch.equal(picture, torch.from_numpy(np.array(plot.losses_plot(of, len(of)))))
