@@ -82,14 +82,18 @@ class Scenes:
         textures = tuple(t.to(device) for t in values.pop("textures"))
         return Scenes(textures=textures, **{k: v.to(device) for k, v in values.items()})
 
-    def with_object(self, slot: int, shape: Tensor | None = None, colour: Tensor | None = None) -> Scenes:
-        """These scenes with the shape or colour (B,) of the objects in one slot changed."""
-        shapes, colours = self.shape.clone(), self.colour.clone()
+    def with_object(
+        self, slot: int, shape: Tensor | None = None, colour: Tensor | None = None, centre: Tensor | None = None
+    ) -> Scenes:
+        """These scenes with the shape or colour (B,) or centre (B, 2) of the objects in one slot changed."""
+        shapes, colours, centres = self.shape.clone(), self.colour.clone(), self.centre.clone()
         if shape is not None:
             shapes[:, slot] = shape
         if colour is not None:
             colours[:, slot] = colour
-        return replace(self, shape=shapes, colour=colours)
+        if centre is not None:
+            centres[:, slot] = centre
+        return replace(self, shape=shapes, colour=colours, centre=centres)
 
     def without_object(self, slot: int) -> Scenes:
         """These scenes with the objects of one slot taken away."""

@@ -60,7 +60,7 @@ def draw_batches(pool: Pool, size: int, count: int, rng: torch.Generator, put_ri
         sigma = sigmas[rows].view(-1, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=rng, device=device)
         noisy = sigma * noise + (1 - sigma) * shown
-        yield Batch(noisy, (noisy - clean) / sigma, sigmas[rows], said[rows], weight)
+        yield Batch(noisy, (noisy - clean) / sigma, sigmas[rows], said[rows], weight, chosen[rows])
 
 
 class Velocity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ PUT_RIGHT, PUT_RIGHT_ABOVE = 0.4, 400
 """Share of the noised pictures that show a disturbed scene, and from which timestep on: below it a picture's
 layout is settled."""
 _SCENES, _DISTURBED = 7_000_000, 8_000_000
+_KEPT = tuple(field.name for field in fields(world.Scenes) if field.name != "textures")
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,20 @@ class Pool:
 
     Attributes:
         latents, disturbed: (N, 4, 16, 16) of the scenes as they are, and with one object not as it shall be.
-        scenes: of which only the entries that captions read are of length N.
+        scenes: N of them, but for their textures, which nothing reads.
     """
 
     latents: Tensor
     disturbed: Tensor
     scenes: world.Scenes
 
+    def chosen(self, chosen: Tensor) -> world.Scenes:
+        """Scenes by their numbers (B,)."""
+        return replace(self.scenes, **{name: getattr(self.scenes, name)[chosen] for name in _KEPT})
+
     def said(self, chosen: Tensor, rng: torch.Generator, whole: Tensor) -> Tensor:
         """Caption indices (B,) of chosen scenes (B,)."""
-        fields = {name: getattr(self.scenes, name)[chosen] for name in ("shape", "colour", "background")}
-        return captions.training_captions(replace(self.scenes, **fields), rng, whole)
+        return captions.training_captions(self.chosen(chosen), rng, whole)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Batch:
     Attributes:
         noisy, wanted: (B, 4, 16, 16), what it sees and the noise it shall predict.
         t: (B,) timesteps. said: (B,) caption indices. weight: (B,) of the squared error.
+        chosen: (B,) the pool's scenes.
     """
 
     noisy: Tensor
@@ -56,6 +61,7 @@ class Batch:
     t: Tensor
     said: Tensor
     weight: Tensor
+    chosen: Tensor
 
 
 @torch.no_grad()
@@ -107,8 +113,8 @@ def _latents(vae: load.Autoencoder, device: torch.device, scenes: world.Scenes, 
 
 def _pool(latents: Tensor, scenes: Sequence[world.Scenes]) -> Pool:
     """A pool of latents (2, N, 4, 16, 16) and their scenes."""
-    said = {name: torch.cat([getattr(part, name) for part in scenes]) for name in ("shape", "colour", "background")}
-    return Pool(latents[0], latents[1], replace(world.sample_scenes(1, 0), **said).to(latents.device))
+    kept = {name: torch.cat([getattr(part, name) for part in scenes]) for name in _KEPT}
+    return Pool(latents[0], latents[1], replace(world.sample_scenes(1, 0), **kept).to(latents.device))
 
 
 @cache
@@ -118,18 +124,20 @@ def alphas(device: torch.device) -> Tensor:
     return torch.cumprod(1 - betas, 0).float().to(device)
 
 
-def draw(pool: Pool, size: int, rng: torch.Generator, put_right: bool) -> Batch:
+def draw(pool: Pool, size: int, rng: torch.Generator, put_right: bool, cubic: bool = False) -> Batch:
     """A batch of noised latents; with `put_right` some of them show a disturbed scene.
 
-    For these the wanted noise is the one that leads to the scene as its caption has it.
+    For these the wanted noise is the one that leads to the scene as its caption has it. With `cubic` most timesteps
+    are of high noise, where an adapter's work is done (Mou et al. 2023, cubic sampling).
     """
     device = pool.latents.device
     chosen = torch.randint(len(pool.latents), (size,), generator=rng, device=device)
     # One level from every part of the range: less noise in the loss than levels drawn apart.
     place_in_range = torch.arange(size, device=device) + torch.rand(size, generator=rng, device=device)
-    t = (place_in_range * 1000 / size).long().clamp(max=999)
-    share = PUT_RIGHT if put_right else 0.0
-    wrong = (t >= PUT_RIGHT_ABOVE) & (torch.rand(size, generator=rng, device=device) < share)
+    share = place_in_range / size
+    t = (1000 * (1 - share**3 if cubic else share)).long().clamp(max=999)
+    often = PUT_RIGHT if put_right else 0.0
+    wrong = (t >= PUT_RIGHT_ABOVE) & (torch.rand(size, generator=rng, device=device) < often)
     said = pool.said(chosen, rng, whole=wrong)
     clean = pool.latents[chosen].float()
     shown = torch.where(wrong.view(-1, 1, 1, 1), pool.disturbed[chosen].float(), clean)
@@ -146,4 +154,5 @@ def draw(pool: Pool, size: int, rng: torch.Generator, put_right: bool) -> Batch:
         t=t,
         said=said,
         weight=(1 + 1 / snr).clamp(max=25) * (5 / snr).clamp(max=1),
+        chosen=chosen,
     )

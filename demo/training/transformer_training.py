@@ -18,55 +18,20 @@ import torch
 from bundle import load
 from bundle import transformer as demo_transformer
 from comfy.ldm.flux.model import Flux
-from safetensors.torch import save_file
 from scenes import captions
 from torch import Tensor
 from training import flow, network
 from training import training_data as data
-from training.muon import descend, optimizers, take_in
+from training.by_clock import Training, clock_options
 
 SEED = 20_26
 PUT_RIGHT_FROM = 0.75
 """From this share of the time on the transformer also learns to put disturbed scenes right."""
-FALL_FROM = 0.4
-"""From this share of the time on the learning rate falls, in a straight line to nothing."""
 POOL_SHARE = 0.1
 """Of the time, which rendering may take at most."""
 AT_ONCE = 8
 """Batches that are drawn together: where a GPU computes, drawing waits for it."""
 OUTER = ("img_in", "txt_in", "time_in", "_modulation", "final_layer")
-SAVED_EVERY, TOLD_EVERY = 60, 10
-"""Seconds."""
-
-
-class Training:
-    """A transformer, its optimisers, and its averaged weights."""
-
-    def __init__(self, model: Flux, options: argparse.Namespace) -> None:
-        self.model, self.options, self.step = model, options, 0
-        self.optimizers = optimizers(model, options.rate, OUTER)
-        self.weights = [p for p in model.parameters()]
-        self.averaged = [p.detach().clone() for p in self.weights]
-
-    def update(self, loss: Tensor, passed: float) -> None:
-        """One optimiser step after a share 0..1 of the time."""
-        warm = min(1.0, (self.step + 1) / self.options.warm_up)
-        falls = min(1.0, max(0.0, 1 - passed) / (1 - FALL_FROM))
-        descend(self.optimizers, loss, self.weights, self.options.rate * warm * falls)
-        self.step += 1
-        take_in(self.averaged, self.weights, self.options.average, self.step)
-
-    def save(self, path: Path) -> None:
-        """Write the averaged weights in half precision, whole or not at all."""
-        names = [name for name, _ in self.model.named_parameters()]
-        tensors = {
-            f"{demo_transformer.PREFIX}{name}": mean.to("cpu", torch.float16).contiguous()
-            for name, mean in zip(names, self.averaged, strict=True)
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file(tensors, part)
-        part.replace(path)
 
 
 def new_model(options: argparse.Namespace, device: torch.device) -> Flux:
@@ -134,22 +99,9 @@ def train(training: Training, pool: data.Pool, states: Tensor, options: argparse
         compiled = flow.Velocity(training.model, compiled=True)
         first = next(flow.draw_batches(pool, options.batch, 1, rng, put_right=False))
         velocity = compiled if works(compiled, first, states, options.compile_within) else velocity
-    begin = saved = told = time.monotonic()
-    print(f"training begins with {end - begin:.0f} s left", flush=True)
-    running, told_step = None, 0
-    while (now := time.monotonic()) < end and training.step < options.steps:
-        passed = (now - begin) / (end - begin)
+    for passed in training.until(end):
         for batch in flow.draw_batches(pool, options.batch, AT_ONCE, rng, passed >= PUT_RIGHT_FROM):
-            loss = _loss(velocity, batch, states)
-            training.update(loss, passed)
-            running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
-        if now - told > TOLD_EVERY and running is not None:
-            pace = (training.step - told_step) / (now - told)
-            print(f"{passed:4.0%}  step {training.step}  loss {running.item():.4f}  {pace:.2f} steps/s", flush=True)
-            told, told_step = now, training.step
-        if now - saved > SAVED_EVERY:
-            training.save(options.output)
-            saved = now
+            training.update(_loss(velocity, batch, states), passed)
 
 
 def main(arguments: list[str]) -> int:
@@ -157,12 +109,9 @@ def main(arguments: list[str]) -> int:
     start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transformer", action="store_true", help="what made this module be called")
-    parser.add_argument("--minutes", type=float, default=8, help="all that this call may take")
-    parser.add_argument("--steps", type=int, default=10**9, help="stop after these")
+    clock_options(parser)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--warm-up", type=int, default=300, help="steps")
-    parser.add_argument("--average", type=float, default=0.999)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=demo_transformer.WIDTH)
     parser.add_argument("--blocks", type=int, nargs=2, default=(demo_transformer.DOUBLE, demo_transformer.SINGLE))
@@ -179,12 +128,12 @@ def main(arguments: list[str]) -> int:
     for name, module in (("vae", vae), ("text", text)):
         module.load_state_dict({k: v.float() for k, v in parts[name].items()})
         module.to(device).requires_grad_(False)
-    training = Training(new_model(options, device), options)
+    training = Training(new_model(options, device), options, OUTER, demo_transformer.PREFIX)
     print(f"{sum(w.numel() for w in training.weights) / 1e6:.2f} million weights on {device}", flush=True)
     states, end = text_states(text, captions.all_captions(), device), start + 60 * options.minutes
     pool = data.draw_pool_within(vae, device, options.scenes, SEED, start + (end - start) * POOL_SHARE)
     print(f"{len(pool.latents)} scenes after {time.monotonic() - start:.0f} s", flush=True)
     train(training, pool, states, options, end)
-    training.save(options.output)
+    training.save()
     print(f"done after {training.step} steps: {options.output}")
     return 0
