@@ -1,5 +1,5 @@
 """Measure the demo model and what is done with it: `python demo/evaluate.py [--model-bar] [--edits [--injection]
-[--ablations]] [--variations] [--turns] [--inversions] [--flow-inversions] [--masks] [--maps] [--mag]
+[--ablations]] [--variations] [--turns] [--masafusion] [--inversions] [--flow-inversions] [--masks] [--maps] [--mag]
 [--mag-ablations] [--probe] [--dpl]`.
 
 Without any of these the first two are done; --maps measures how well attention maps find objects, and --probe

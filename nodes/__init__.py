@@ -8,6 +8,7 @@ from . import (
     composite,
     cpam,
     demo,
+    demo_sketch,
     difference,
     dpl,
     edit_masks,
@@ -73,4 +74,5 @@ NODES: list[type[io.ComfyNode]] = [
     *turns.NODES,
     *sweep.NODES,
     *demo.NODES,
+    *demo_sketch.NODES,
 ]

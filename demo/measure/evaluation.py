@@ -20,6 +20,7 @@ from measure import (
     inversion_evaluation,
     mag_evaluation,
     map_evaluation,
+    masafusion_evaluation,
     mask_evaluation,
     methods,
     pack_methods,
@@ -60,6 +61,13 @@ def _turns(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
     text = turns_evaluation.tables(found)
     print(text)
     return [asdict(turn) for turn in found], text
+
+
+def _masafusion(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
+    followed, found = masafusion_evaluation.measure(setup, options.count)
+    text = masafusion_evaluation.tables(followed, found)
+    print(text)
+    return [asdict(row) for row in (*followed, *found)], text
 
 
 def _inversions(setup: Setup, options: argparse.Namespace) -> tuple[object, str]:
@@ -116,6 +124,7 @@ PARTS: dict[str, Part] = {
     "edits": _edits,
     "variations": _variations,
     "turns": _turns,
+    "masafusion": _masafusion,
     "inversions": _inversions,
     "flow_inversions": _flow_inversions,
     "masks": _masks,
@@ -135,6 +144,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--edits", action="store_true", help="how well each method edits")
     parser.add_argument("--variations", action="store_true", help="what shares of fresh noise make of CPAM")
     parser.add_argument("--turns", action="store_true", help="what five edits in a row leave of the image")
+    parser.add_argument("--masafusion", action="store_true", help="shapes changed by a sketch, and the demo adapter")
     parser.add_argument("--inversions", action="store_true", help="how well each inversion finds its image again")
     parser.add_argument("--flow-inversions", action="store_true", help="round trips of a transformer's inversions")
     parser.add_argument("--masks", action="store_true", help="what faults of the mask cost CPAM")

@@ -27,7 +27,7 @@ SHAPES_AND_COLOURS = ("recolour", "replace", "background")
 SHAPES = ("replace", "retain")
 
 
-def _sample(setup: Setup, model: Any, inversion: Any, positive: Any) -> Tensor:
+def sample_edited(setup: Setup, model: Any, inversion: Any, positive: Any) -> Tensor:
     """Images of an edited model from the inverted noise."""
     model = pin(model, inversion, tuple(inversion.schedule))
     start = torch.zeros(inversion.latents.shape[1:])
@@ -38,8 +38,8 @@ def _sample(setup: Setup, model: Any, inversion: Any, positive: Any) -> Tensor:
         setup.guidance,
         setup.sampler,
         setup.scheduler,
-        positive,
-        setup.text([""]),
+        setup.conditioned(positive),
+        setup.conditioned(setup.text([""])),
         start,
         disable_pbar=True,
         seed=setup.seed,
@@ -47,16 +47,16 @@ def _sample(setup: Setup, model: Any, inversion: Any, positive: Any) -> Tensor:
     return setup.decode(edited)
 
 
-def _invert(setup: Setup, task: Task, prompts: Sequence[str]) -> Any:
+def invert(setup: Setup, task: Task, prompts: Sequence[str]) -> Any:
     latents = {"samples": setup.encode(task.source)}
     return DDIMInversion(setup.steps)(setup.model, latents, setup.text(list(prompts))).inversion
 
 
 def inject(setup: Setup, task: Task, control: Any) -> Tensor:
     """Edit with a control that needs no caption: the source is inverted with the empty prompt."""
-    inversion = _invert(setup, task, [""])
+    inversion = invert(setup, task, [""])
     model = setup.model if control is None else install(setup.model, control, inversion)
-    return _sample(setup, model, inversion, setup.text(task.full_prompts))
+    return sample_edited(setup, model, inversion, setup.text(task.full_prompts))
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def captioned(setup: Setup, task: Task, controls: Callable[[Captions], list[Any]
         captions = Captions(
             read_prompt(setup.clip, one.source_captions[0]), read_prompt(setup.clip, one.full_prompts[0])
         )
-        inversion, model = _invert(setup, one, one.source_captions), setup.model
+        inversion, model = invert(setup, one, one.source_captions), setup.model
         for control in controls(captions):
             model = install(model, control, inversion)
         positive = setup.text(one.full_prompts)
         if text is not None:
             positive = text(captions, setup.text(one.source_captions), positive)
-        images.append(_sample(setup, model, inversion, positive))
+        images.append(sample_edited(setup, model, inversion, positive))
     return torch.cat(images)
 
 

@@ -35,7 +35,11 @@ _COUNTER = "attention_edit_evaluation"
 
 @dataclass(frozen=True)
 class Setup:
-    """The host's objects and the sampling settings that all methods share."""
+    """The host's objects and the sampling settings that all methods share.
+
+    Attributes:
+        control: the host's CONTROL_NET with its hint, which acts on all that is sampled; None for none.
+    """
 
     model: comfy.model_patcher.ModelPatcher
     clip: comfy.sd.CLIP
@@ -45,12 +49,19 @@ class Setup:
     sampler: str = "euler"
     scheduler: str = "normal"
     seed: int = 0
+    control: Any = None
 
     def text(self, prompts: list[str]) -> Conditioning:
         """The host's CONDITIONING for one prompt per image."""
         clip: Any = self.clip  # its methods return one of several things, as asked
         states = {prompt: clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in dict.fromkeys(prompts)}
         return [[torch.cat([states[prompt] for prompt in prompts]), {}]]
+
+    def conditioned(self, given: Conditioning) -> Conditioning:
+        """A CONDITIONING with the setup's control on it, as the host's Apply ControlNet puts it there."""
+        if self.control is None:
+            return given
+        return [[states, {**more, "control": self.control, "control_apply_to_uncond": False}] for states, more in given]
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B, 4, S/8, S/8) of images (B, 3, S, S) in 0..1."""
@@ -75,8 +86,8 @@ class Setup:
             self.guidance,
             self.sampler,
             self.scheduler,
-            self.text(prompts),
-            self.text([""] * len(prompts)),
+            self.conditioned(self.text(prompts)),
+            self.conditioned(self.text([""] * len(prompts))),
             latents,
             denoise=denoise,
             noise_mask=mask,

@@ -30,6 +30,8 @@ _TASK = {
     "retain": TASKS[1],
     "background": TASKS[2],
     "remove": TASKS[3],
+    "reshape": TASKS[0],
+    "move": TASKS[0],
 }
 
 
@@ -120,8 +122,8 @@ def sampled(setup: Setup, model: Any, task: Task, recipe: Recipe, inversion: Any
         setup.guidance if recipe.guidance is None else recipe.guidance,
         setup.sampler,
         setup.scheduler,
-        setup.text(_prompts(task, recipe)),
-        setup.text([""]),
+        setup.conditioned(setup.text(_prompts(task, recipe))),
+        setup.conditioned(setup.text([""])),
         start,
         disable_pbar=True,
         seed=setup.seed,

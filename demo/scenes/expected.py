@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from bundle import world
+from bundle import sketch, world
 from show.workflow_file import WorkflowError, find_node
 
 FIRST, SECOND = "Edit Prompt", "Second Edit Prompt"
@@ -74,10 +74,25 @@ def edited(scenes: world.Scenes, task: str, text: str, slot: int = 0) -> world.S
     )
 
 
+def sketched_of(prompt: Prompt) -> world.Scenes | None:
+    """The scene whose outlines the Demo Sketch node of an API prompt draws, or None when there is none."""
+    try:
+        inputs = dict(prompt[find_node(prompt, "AttnEditDemoSketch")]["inputs"])
+    except WorkflowError:
+        return None
+    scenes = world.demo_scene(inputs.pop("scene"), inputs.pop("objects"))
+    return sketch.altered(scenes, inputs.pop("object") - 1, **inputs)
+
+
 def truth_of(prompt: Prompt) -> world.Scenes | None:
-    """The edited scene of an API prompt, or None when it edits nothing or another picture, or a task of DRAWN."""
-    scenes, task = scene_of(prompt), task_of(prompt)
+    """The edited scene of an API prompt, or None when it edits nothing or another picture, or a task of DRAWN.
+
+    Where there is a sketch, it tells what the words do not: where the edited object shall be.
+    """
+    scenes, task, sketched = scene_of(prompt), task_of(prompt), sketched_of(prompt)
     if scenes is None or task is None or task in DRAWN:
         return None
+    if sketched is not None:
+        return sketched
     scenes, second = edited(scenes, task, text_of(prompt)), text_of(prompt, SECOND)
     return edited(scenes, task, second, 1) if second else scenes

@@ -115,12 +115,20 @@ def _mostly_inside(found: reader.Mask, mask: Tensor) -> bool:
     return shared > 0.1 * float(mask.sum()) or shared > 0.5 * int(found.sum())
 
 
+def _judge_scene(task: Task, index: int, reading: reader.Reading, _: Tensor) -> bool:
+    """Nothing beside what shall be there: where an object moves, none may stay behind."""
+    wanted = int((task.edited.shape[index] != NOTHING).sum())
+    return len(reading.objects) == wanted and _shows_all(task.edited, index, reading)
+
+
 _JUDGES: dict[str, Judge] = {
     "recolour": _judge_object,
     "replace": _judge_object,
     "retain": _judge_object,
     "background": _judge_background,
     "remove": _judge_removal,
+    "reshape": _judge_scene,
+    "move": _judge_scene,
 }
 
 
@@ -137,7 +145,7 @@ def join(first: Scenes, second: Scenes) -> Scenes:
     return Scenes(textures=tuple(torch.cat(pair) for pair in textures), **fields)
 
 
-def _sample(count: int, seed: int) -> Scenes:
+def sample_both(count: int, seed: int) -> Scenes:
     """Held-out scenes, the first half with one object and the second half with two."""
     return join(
         world.sample_scenes(count - count // 2, seed, objects=1, held_out=True),
@@ -145,7 +153,7 @@ def _sample(count: int, seed: int) -> Scenes:
     )
 
 
-def _another(old: Tensor, choices: int, rng: torch.Generator) -> Tensor:
+def another(old: Tensor, choices: int, rng: torch.Generator) -> Tensor:
     """An index (B,) below `choices` that differs from the old one."""
     return (old + torch.randint(1, choices, old.shape, generator=rng)) % choices
 
@@ -153,16 +161,16 @@ def _another(old: Tensor, choices: int, rng: torch.Generator) -> Tensor:
 def _edit(name: str, scenes: Scenes, rng: torch.Generator) -> Scenes:
     """The scenes after the edit of a task."""
     if name == "background":
-        return scenes.with_background(_another(scenes.background, len(world.BACKGROUNDS), rng))
+        return scenes.with_background(another(scenes.background, len(world.BACKGROUNDS), rng))
     if name == "remove":
         return scenes.without_object(SLOT)
     shape, colour = scenes.shape[:, SLOT].clone(), scenes.colour[:, SLOT].clone()
     waiting = torch.ones(len(scenes), dtype=torch.bool)
     while waiting.any():
         if name != "recolour":
-            shape[waiting] = _another(scenes.shape[:, SLOT], len(world.SHAPES), rng)[waiting]
+            shape[waiting] = another(scenes.shape[:, SLOT], len(world.SHAPES), rng)[waiting]
         if name != "retain":
-            colour[waiting] = _another(scenes.colour[:, SLOT], len(world.COLOURS), rng)[waiting]
+            colour[waiting] = another(scenes.colour[:, SLOT], len(world.COLOURS), rng)[waiting]
         # Never the twin of the other object: a reader, and the prompt, could not tell them apart.
         waiting = (shape == scenes.shape[:, 1]) & (colour == scenes.colour[:, 1])
     return scenes.with_object(SLOT, shape, colour)
@@ -201,8 +209,12 @@ def make_task(name: str, count: int = COUNT) -> Task:
     - remove: the object is taken away and the ground goes on in its place.
     """
     place = NAMES.index(name)
-    scenes = _sample(count, SEED + 10 * place)
-    edited = _edit(name, scenes, torch.Generator().manual_seed(SEED + 10 * place + 2))
+    scenes = sample_both(count, SEED + 10 * place)
+    return task_between(name, scenes, _edit(name, scenes, torch.Generator().manual_seed(SEED + 10 * place + 2)))
+
+
+def task_between(name: str, scenes: Scenes, edited: Scenes) -> Task:
+    """The task, of a name that has a judge, that makes scenes into edited ones."""
     before, objects = _object(scenes, SLOT), world.masks(scenes).amax(1, keepdim=True)
     if name == "background":
         mask, kept = 1 - objects, metrics.erode(objects, world.SIZE // 64)

@@ -86,6 +86,7 @@ COLUMNS = {
     "Before": "before",
     "May Change": "mask",
     "First Region": "mask",
+    "Sketch": "sketch",
     "Heat": "heat",
     "Components": "components",
     "Reconstruction": "reconstruction",
