@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -26,10 +27,13 @@ def clock_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--average", type=float, default=0.999)
 
 
-class Training:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Training(Generic[Network]):
     """A network, its optimisers, and its averaged weights."""
 
-    def __init__(self, model: nn.Module, options: argparse.Namespace, outer: tuple[str, ...], prefix: str = "") -> None:
+    def __init__(self, model: Network, options: argparse.Namespace, outer: tuple[str, ...], prefix: str = "") -> None:
         """`options`: has `rate`, `output` and what `clock_options` adds. `outer`: as `optimizers` takes it.
         `prefix`: with which all names in the file begin."""
         self.model, self.options, self.prefix, self.step = model, options, prefix, 0

@@ -91,7 +91,7 @@ def _loss(velocity: flow.Velocity, batch: data.Batch, states: Tensor) -> Tensor:
     return (found.float() - batch.wanted).square().mean()
 
 
-def train(training: Training, pool: data.Pool, states: Tensor, options: argparse.Namespace, end: float) -> None:
+def train(training: Training[Flux], pool: data.Pool, states: Tensor, options: argparse.Namespace, end: float) -> None:
     """Learn velocities from captions until `time.monotonic()` is `end`."""
     rng = torch.Generator(pool.latents.device).manual_seed(SEED + 1)
     velocity = flow.Velocity(training.model, compiled=False)
