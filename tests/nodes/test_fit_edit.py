@@ -1,4 +1,4 @@
-"""Fit Edit to Photo: the photograph's own pixels wherever nobody edited, whatever an editor did to the whole picture."""
+"""Fit Edit to Photo: the photograph's own pixels wherever nobody edited, whatever an editor did to the rest."""
 
 from __future__ import annotations
 
