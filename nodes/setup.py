@@ -153,7 +153,7 @@ def _keep_inputs() -> list[io.Input]:
             default=RAM,
             optional=True,
             tooltip="Keep what this edit reads of the image, so that the next edit of it (another prompt, mask, "
-            "guidance or seed) takes no longer than plain sampling and comes out the same as without. "
+            "guidance or seed) costs no more evaluations than plain sampling and comes out the same as without. "
             "Dropped when the model, its LoRAs or the inversion change.",
         ),
         io.Float.Input(
@@ -165,8 +165,8 @@ def _keep_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="The most that is kept, in GB, of all images together. About 2.3 for 50 steps of CPAM on SD1.5 at "
-            "512 pixels, 21 on SDXL at 1024; steps that do not fit read the image each time. The node says how much "
-            "was needed.",
+            "512 pixels, 21 on SDXL at 1024, in a card's pinned RAM up to half as much again; steps that do not fit "
+            "read the image each time. The sampler node says how much was needed.",
         ),
     ]
 

@@ -84,8 +84,11 @@ def make_room(executor: Any, patcher: Any, noise_shape: Sequence[int], conds: An
     """Wrap the host's preparation of a run: rows beside those of the batch stand for what is kept."""
     plan, size = plan_of(patcher), (int(noise_shape[-2]), int(noise_shape[-1]))
     kept = kept_bytes(plan, family_of(patcher), patcher, size, int(noise_shape[0]))
+    step = kept
+    if plan.keeping is not None:
+        kept += step  # while a step is packed, or the next one is on its way, there are two
     if plan.keeping is not None and plan.keeping.where == DEVICE and plan.inversion is not None:
-        kept += max(0, min(plan.keeping.budget, kept * plan.inversion.steps) - held_of(plan.inversion))
+        kept += max(0, min(plan.keeping.budget, step * plan.inversion.steps) - held_of(plan.inversion))
     if kept:
         row = patcher.model.memory_required([2, *noise_shape[1:]])  # the host asks for both halves of guidance
         noise_shape = [noise_shape[0] + ceil(kept / max(1, row)), *noise_shape[1:]]

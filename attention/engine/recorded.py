@@ -19,7 +19,7 @@ from ...inversion.record import Inversion
 from .call import Features
 from .moment import savable
 from .sameness import Sameness
-from .shelves import Captured, Kept, Parcel, Shelf
+from .shelves import RAM, UNREADABLE, Captured, Kept, Parcel, Shelf, release, taken
 
 log = logging.getLogger(__name__)
 
@@ -77,28 +77,39 @@ class SourceRecord:
         step = self._steps.get(rows)
         return step is not None and needs <= step.has
 
-    def take(self, rows: Rows, device: torch.device, then: float | None) -> Kept:
-        """The features of a noise level that it holds, on a device; those of the next level are sent ahead."""
+    def take(self, rows: Rows, device: torch.device, then: float | None) -> Kept | None:
+        """The features of a noise level that it holds, on a device; those of the next level are sent ahead.
+
+        None where their file is gone, so that the source has to run.
+        """
         following = None if then is None else self._steps.get((then, rows[1]))
         step = self._steps[rows]
-        return savable(lambda: self.shelf.get(step.parcel, device, following and following.parcel))
+        try:
+            return savable(lambda: self.shelf.get(step.parcel, device, following and following.parcel))
+        except UNREADABLE as error:
+            del self._steps[rows]
+            log.warning("Attention Edit: what was kept of the source cannot be read, and is made anew (%s).", error)
+            return None
+
+    def pins(self, device: torch.device) -> bool:
+        """Whether what is kept lies in pinned memory."""
+        return self.shelf.where == RAM and device.type != "cpu"
 
     def keep(self, rows: Rows, needs: Needs, captured: Captured, device: torch.device) -> None:
         """Keep what a step has read, beside what was there; nothing where there is no room."""
+        if not self._whole(rows, needs, captured):
+            return
         source: Kept = {place: {who: f for who, f in of.items() if who in SOURCES} for place, of in captured.items()}
         before = self._steps.get(rows)
-        if before is not None:
-            there = savable(lambda: self.shelf.get(before.parcel, device, None))
+        if before is not None and (there := self.take(rows, device, None)) is not None:
             source, needs = _together(there, source), needs | before.has
         size = sum(t.nbytes for of in source.values() for f in of.values() for t in (f.q, f.k, f.v) if t is not None)
-        if size > min(self._left(before), self.shelf.room(device)):
-            return
         try:
-            parcel = savable(lambda: self.shelf.put(source))
-        except OSError as error:
+            if taken(size, self.pins(device)) > min(self._left(before), self.shelf.room(device)):
+                return
+            self._steps[rows] = _Step(needs, savable(lambda: self.shelf.put(source)))
+        except UNREADABLE as error:
             log.warning("Attention Edit: the source's features are not kept (%s).", error)
-            return
-        self._steps[rows] = _Step(needs, parcel)
 
     def rest(self) -> None:
         """The run is over."""
@@ -108,6 +119,18 @@ class SourceRecord:
         """Forget all."""
         self._steps.clear()
         self.shelf = Shelf(self.shelf.where)
+        release()
+
+    def trim(self) -> None:
+        """Forget steps, the last ones first, until the rest is within the budget."""
+        while self._steps and self.bytes > self.keeping.budget:
+            self._steps.popitem()
+
+    @staticmethod
+    def _whole(rows: Rows, needs: Needs, captured: Captured) -> bool:
+        """Whether all that a step reads has come by: other packs' caches may have answered for the source's call."""
+        owners = [(captured.get((site, place), {}), part) for site, place, part in needs]
+        return all(role in of and getattr(of[role], part) is not None for of, part in owners for role in rows[1])
 
     def read_with(self, negative: str) -> None:
         """Forget what was read with another negative prompt; an empty name is of a run that reads none."""
@@ -131,6 +154,7 @@ def record_for(inversion: Inversion, keeping: Keeping, of: Sameness) -> SourceRe
     before = _records.get(inversion)
     if before is not None and before.shelf.where == keeping.where and before.of == of:
         before.keeping, before.dropped = keeping, ""
+        before.trim()
         return before
     dropped = "" if before is None or not before.bytes else before.of.difference(of) or "it was kept elsewhere"
     found = _records[inversion] = SourceRecord(of, Shelf(keeping.where), keeping, dropped=dropped)
@@ -152,10 +176,17 @@ def held_of(inversion: Inversion) -> int:
     return 0 if record is None else record.bytes
 
 
-def free_records() -> int:
-    """Drop what is kept of all inversions, because memory is short; returns the bytes that were held."""
-    held = sum(record.bytes for record in _records.values())
-    for record in _records.values():
+def forget(inversion: Inversion) -> None:
+    """Drop what is kept of an inversion's source."""
+    if (record := _records.pop(inversion, None)) is not None:
+        record.clear()
+
+
+def free_records(where: str = "") -> int:
+    """Drop what is kept of all inversions in a place, or everywhere; returns the bytes that were held."""
+    chosen = [record for record in _records.values() if where in ("", record.shelf.where)]
+    held = sum(record.bytes for record in chosen)
+    for record in chosen:
         record.clear()
     return held
 

@@ -32,7 +32,8 @@ def take_residual(layer: Any, x: Tensor, emb: Tensor, context: Any, options: dic
     skip = layer.skip_connection(x)
     captured = call.run.captured.setdefault((Site.RESIDUAL, block), {})
     for role, _length, rows in call.sources:
-        captured[role] = Features(out[rows], skip[rows], skip[rows])
+        passed = skip[rows]
+        captured[role] = Features(out[rows], passed, passed)
     if call.own is not None:
         if KEY not in captured:
             raise source_missing(call.run, f"block {' '.join(map(str, block))}")

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.cli_args
 import comfy.model_management
 import folder_paths
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ Kept = dict[Hashable, dict[Hashable, Features]]
 ALIGNED = 64
 """Numbers to a multiple of which parts begin, so that they lie as tensors of their own would: what a kernel makes of
 them must not depend on it."""
+UNREADABLE = (OSError, safetensors.SafetensorError)
+"""What the system and the format raise where a file cannot be written or read."""
 LEFT_FREE = 1 << 30
 """Bytes of RAM or of the device that keeping leaves alone."""
 _PARTS = "qkv"
@@ -127,9 +131,12 @@ class Shelf:
             for whose, features in owners.items()
         }
         if self.where == DISK:
-            return Parcel(self._written(flat), parts, fields, sum(tensor.nbytes for tensor in flat.values()))
+            path = self._written(flat)
+            parcel = Parcel(path, parts, fields, sum(tensor.nbytes for tensor in flat.values()))
+            weakref.finalize(parcel, path.unlink, missing_ok=True)
+            return parcel
         kept = flat if self.where == DEVICE else {dtype: _in_ram(tensor) for dtype, tensor in flat.items()}
-        return Parcel(kept, parts, fields, sum(_taken(tensor) for tensor in kept.values()))
+        return Parcel(kept, parts, fields, sum(taken(tensor.nbytes, tensor.is_pinned()) for tensor in kept.values()))
 
     def get(self, parcel: Parcel, device: torch.device, then: Parcel | None) -> Kept:
         """Features on a device, and another parcel set on its way there."""
@@ -137,8 +144,17 @@ class Shelf:
             self._coming = (parcel, *self._sent(parcel, device))
         _, flat, stream = self._coming
         comfy.model_management.sync_stream(device, stream)
-        self._coming = None if then is None else (then, *self._sent(then, device))
+        # The host's sampler reads the noise level from the device in every step: whoever read the memory that this
+        # takes on the stream is done by then.
+        self._coming = None if then is None else self._ahead(then, device)
         return parcel.unpacked(flat)
+
+    def _ahead(self, parcel: Parcel, device: torch.device) -> tuple[Parcel, dict[torch.dtype, Tensor], Any] | None:
+        """A parcel on its way; None where its file is gone, which its own step will tell."""
+        try:
+            return parcel, *self._sent(parcel, device)
+        except UNREADABLE:
+            return None
 
     def rest(self) -> None:
         """Let go of what is on its way: the run is over."""
@@ -194,6 +210,8 @@ def _in_ram(tensor: Tensor) -> Tensor:
     """A copy in RAM; pinned where a card can then fetch it beside its work."""
     if tensor.device.type == "cpu":
         return tensor
+    if comfy.cli_args.args.disable_pinned_memory:
+        return tensor.cpu()
     try:
         kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     except RuntimeError:  # no more memory may be pinned, or devices of this kind pin none
@@ -202,6 +220,13 @@ def _in_ram(tensor: Tensor) -> Tensor:
     return kept
 
 
-def _taken(tensor: Tensor) -> int:
-    """Bytes of memory that a tensor of its own takes: pinned memory is handed out in powers of two."""
-    return 1 << (tensor.nbytes - 1).bit_length() if tensor.is_pinned() else tensor.nbytes
+def taken(count: int, pinned: bool) -> int:
+    """Bytes of memory that so many take: PyTorch hands out pinned memory in powers of two."""
+    return 1 << (count - 1).bit_length() if pinned and count else count
+
+
+def release() -> None:
+    """Give pinned memory that nothing lies in back to the system; PyTorch would hold it for the next that asks."""
+    empty = getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None and torch.cuda.is_initialized():
+        empty()

@@ -30,7 +30,7 @@ from .moves import checked, move
 from .plan import Plan
 from .planned import further_rows, log_plan
 from .reading import left_early
-from .recording import begin_record, end_record, give_back, keeps_on_device
+from .recording import begin_record, end_record, give_back, keeps_on_device, with_room
 from .roles import Call
 from .run import Phase, Run
 from .slopes import Network
@@ -148,7 +148,7 @@ def _predict_noise(
     guider = executor.class_obj
     try:
         if run.inversion is not None and acting.reads_source:
-            prepare_source(run, guider, timestep, model_options)
+            with_room(run, lambda: prepare_source(run, guider, timestep, model_options))
         own = run.own(x)
         if acting.moves:
             move(run, own, Network(run, guider, run.own(timestep), without_caches(model_options)))

@@ -36,6 +36,10 @@ _ENOUGH = 64
 """Pixels: about ten for each unknown."""
 
 
+Small = tuple[Tensor, Tensor, Tensor]
+"""Photograph and edited picture (C, H, W), and which pixels (H, W) may be compared."""
+
+
 @dataclass(frozen=True)
 class Registration:
     """Where a picture shows what a photograph shows.
@@ -80,8 +84,13 @@ def lay_on_photo(
         grow: pixels around what has changed that count too.
 
     Raises:
-        ValueError: batches that do not fit.
+        ValueError: batches that do not fit, or values that are not finite.
     """
+    if not (torch.isfinite(photo).all() and torch.isfinite(edited).all()):
+        raise ValueError(
+            "Make the edited picture again, most often with --fp32-vae: a picture of Fit Edit to Photo holds NaN or "
+            "infinite values."
+        )
     counts = {len(photo), len(edited), *(() if mask is None else (len(mask),))}
     batch = max(counts)
     if counts - {1, batch}:
@@ -104,12 +113,23 @@ def registration(photo: Tensor, edited: Tensor, mask: Tensor | None = None) -> R
     Args:
         mask: (H, W) bool, what is edited and has no say.
     """
-    found = _by_phase(photo, edited, mask)
-    for side in (COARSE, FINE):
+    return _registration(_small(photo.movedim(-1, 0), edited.movedim(-1, 0), _compared(photo, mask), FINE))
+
+
+def _compared(photo: Tensor, mask: Tensor | None) -> Tensor:
+    """Which pixels (H, W) may be compared at all."""
+    return torch.ones(photo.shape[:2], dtype=torch.bool) if mask is None else ~mask
+
+
+def _registration(fine: Small) -> Registration:
+    """The same of pictures that are no larger than FINE."""
+    coarse = _small(*fine, COARSE)
+    found = _by_phase(*coarse)
+    for small in (coarse, fine):
         # Gray is the same mixture in both only if each channel has the same gain.
-        pair = _gray(photo, _coloured(photo, edited, mask, found), mask, side)
-        found = _by_pixels(*pair, found)
-    return min((Registration(), found), key=lambda each: _residual(*pair, each))
+        gray = small[0].mean(0), _coloured(small, found, small[1]).mean(0), small[2]
+        found = _by_pixels(*gray, found)
+    return min((Registration(), found), key=lambda each: _residual(*gray, each))
 
 
 def phase_shift(one: Tensor, other: Tensor) -> tuple[tuple[int, int], float]:
@@ -133,10 +153,10 @@ def _one(
     photo: Tensor, edited: Tensor, mask: Tensor | None, colours: bool, threshold: float, grow: int
 ) -> tuple[Tensor, Tensor, Tensor, Registration]:
     """One image (H, W, C): laid on the photograph, what was changed and what it shows (H, W), and where it was."""
-    found = registration(photo, edited, mask)
-    if colours:
-        edited = _coloured(photo, edited, mask, found)
-    warped, inside = _warped(edited.movedim(-1, 0), found)
+    fine = _small(photo.movedim(-1, 0), edited.movedim(-1, 0), _compared(photo, mask), FINE)
+    found = _registration(fine)
+    drawn = edited.movedim(-1, 0)
+    warped, inside = _warped(_coloured(fine, found, drawn) if colours else drawn, found)
     image = warped.movedim(0, -1)
     if mask is None:
         differs = (image - photo).abs().amax(-1)
@@ -145,25 +165,16 @@ def _one(
     return image.clamp(0, 1), mask & inside, inside, found
 
 
-def _small(photo: Tensor, edited: Tensor, mask: Tensor | None, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _small(photo: Tensor, edited: Tensor, compared: Tensor, side: int) -> Small:
     """Both pictures (C, H, W) and what may be compared (H, W), at a longest side."""
-    scale = min(1.0, side / max(photo.shape[:2]))
-    size = (max(8, round(photo.shape[0] * scale)), max(8, round(photo.shape[1] * scale)))
-    one, other = (resampled(x[None], size)[0].movedim(-1, 0) for x in (photo, edited))
-    if mask is None:
-        return one, other, torch.ones(size, dtype=torch.bool)
-    return one, other, ~(F.adaptive_max_pool2d(mask[None, None].float(), size)[0, 0] > 0)
+    scale = min(1.0, side / max(photo.shape[1:]))
+    size = (max(8, round(photo.shape[1] * scale)), max(8, round(photo.shape[2] * scale)))
+    one, other = (resampled(x.movedim(0, -1)[None], size)[0].movedim(-1, 0) for x in (photo, edited))
+    return one, other, F.adaptive_max_pool2d((~compared)[None, None].float(), size)[0, 0] == 0
 
 
-def _gray(photo: Tensor, edited: Tensor, mask: Tensor | None, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in gray (H, W)."""
-    one, other, compared = _small(photo, edited, mask, side)
-    return one.mean(0), other.mean(0), compared
-
-
-def _by_phase(photo: Tensor, edited: Tensor, mask: Tensor | None) -> Registration:
-    """The scale of SCALES with the highest peak, and its shift, on a small picture."""
-    photo, edited, compared = _small(photo, edited, mask, COARSE)
+def _by_phase(photo: Tensor, edited: Tensor, compared: Tensor) -> Registration:
+    """The scale of SCALES with the highest peak, and its shift; of pictures (C, H, W)."""
     if compared.any():
         photo = torch.where(compared, photo, photo[:, compared].mean(1)[:, None, None])
     best, highest = Registration(), -1.0
@@ -225,18 +236,16 @@ def _tukey(residual: Tensor) -> Tensor:
     return (1 - (residual / reach) ** 2).clamp(min=0) ** 2
 
 
-def _coloured(photo: Tensor, edited: Tensor, mask: Tensor | None, found: Registration) -> Tensor:
-    """The edited picture (H, W, C), each channel with the gain and offset that suit the photograph's."""
-    warped, inside = _warped(edited.movedim(-1, 0), found)
-    step = max(1, max(inside.shape) // FINE)
-    sure = (inside if mask is None else inside & ~mask)[::step, ::step]
+def _coloured(small: Small, found: Registration, edited: Tensor) -> Tensor:
+    """The edited picture (C, H, W) of any size, each channel with the gain and offset that suit the photograph's."""
+    photo, other, compared = small
+    warped, inside = _warped(other, found)
+    sure = inside & compared
     if int(sure.sum()) < _ENOUGH:
         return edited
-    channels = []
-    for one, other, channel in zip(photo.unbind(-1), warped, edited.unbind(-1), strict=True):
-        a, b = one[::step, ::step][sure], other[::step, ::step][sure]
-        channels.append(_linear(a, b, _agreeing(a, b), channel))
-    return torch.stack(channels, -1)
+    pairs = [(one[sure], two[sure]) for one, two in zip(photo, warped, strict=True)]
+    channels = [_linear(a, b, _agreeing(a, b), of) for (a, b), of in zip(pairs, edited, strict=True)]
+    return torch.stack(channels)
 
 
 def _agreeing(a: Tensor, b: Tensor) -> Tensor:

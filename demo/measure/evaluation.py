@@ -222,6 +222,7 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     logging.getLogger().setLevel(logging.WARNING)
     try:
+        options.model = probe_evaluation.file_of(options.model) if options.probe else options.model
         setup = _setup(options)
     except load.DemoModelError as error:
         print(error)

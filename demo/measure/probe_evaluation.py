@@ -50,8 +50,8 @@ def is_demo(path: Path) -> bool:
     return load.TOKEN_IDS in names or all(name.startswith(transformer.PREFIX) for name in names)
 
 
-def load_any(named: Path) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of a demo file, or of any checkpoint of the host's: a file, or a name in its folder.
+def file_of(named: Path) -> Path:
+    """The file of a checkpoint: a file, or a name in the host's folder.
 
     Raises:
         DemoModelError: there is no such file.
@@ -62,6 +62,11 @@ def load_any(named: Path) -> tuple[Any, Any, Any]:
         raise load.DemoModelError(
             f"Give --model a file or the name of a checkpoint: there is no {named}. Checkpoints here: {names}."
         )
+    return path
+
+
+def load_any(path: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a demo file, or of any checkpoint that the host loads."""
     if is_demo(path):
         return transformer.load_demo_file(path)
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path))[:3]

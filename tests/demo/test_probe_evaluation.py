@@ -146,8 +146,9 @@ def test_any_checkpoint_is_taken_by_its_name_or_file(
     asked: list[str] = []
     monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", lambda name: asked.append(name) or (1, 2, 3, 4))
     monkeypatch.setattr(folder_paths, "get_full_path", lambda kind, name: str(tmp_path / name))
-    assert probe_evaluation.load_any(Path("other.safetensors")) == (1, 2, 3) and asked == [str(other)]
+    found = probe_evaluation.file_of(Path("other.safetensors"))
+    assert probe_evaluation.load_any(found) == (1, 2, 3) and asked == [str(other)]
     with pytest.raises(load.DemoModelError, match=r"Give --model a file or the name of a checkpoint"):
-        probe_evaluation.load_any(Path("none.safetensors"))
+        probe_evaluation.file_of(Path("none.safetensors"))
     assert evaluation.main(["--probe", "--model", "none.safetensors"]) == 2
     assert "Give --model" in capsys.readouterr().out

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import re
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import edits
-import folder_paths
 import pytest
 import tiny
 import torch
 from attention_edit.attention.engine import recorded, recording, shelves
+from attention_edit.attention.engine.acts import Site
+from attention_edit.attention.engine.call import Features
 from attention_edit.attention.engine.install import install, pin, with_plan
 from attention_edit.attention.engine.plan import plan_of
 from attention_edit.attention.engine.recorded import Keeping, held_of
+from attention_edit.attention.engine.sameness import Sameness
 from attention_edit.attention.engine.shelves import DEVICE, DISK, OFF, RAM
 from attention_edit.attention.methods.cpam import CPAM
 from attention_edit.attention.methods.fpe import FPE
-from comfy.model_management import InterruptProcessingException
+from attention_edit.host.marks import KEY, KEY_NEGATIVE
 from every_method import BESIDE, METHODS, outputs
+from kept import CALLS, LARGE, STEPS, own_temp_folder, sample, told
 from tiny_joint import joint_inversion, joint_model, joint_prompt, joint_sample
 from torch import Tensor
 
-STEPS, CALLS = 3, 2
-"""Of the papers' count, and calls of the network in a run of so many."""
 every = pytest.mark.parametrize("name", [*METHODS, *BESIDE])
-LARGE = 1 << 40
 
 
 @pytest.fixture
@@ -38,23 +36,10 @@ def inversion(model):
 
 
 @pytest.fixture(autouse=True)
-def as_the_host_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-def sample(edited: Any, inversion: Any, seed: int = 7, cfg: float = 4.0, positive: int = 2, **given: Any) -> Tensor:
-    import nodes
-
-    set_up, _, _, latent = outputs("Setup", model=edited, inversion=inversion, **given)
-    prompts = tiny.prompt(positive), tiny.prompt(3)
-    return nodes.KSampler().sample(set_up, seed, STEPS, cfg, "euler", "normal", *prompts, latent)[0]["samples"]
-
-
-def told(caplog: Any) -> tuple[int, int, int]:
-    """Evaluations of the last run: planned for the source, planned for the target, and counted."""
-    planned = re.findall(r"plans \d+ UNet evaluations \((\d+) source, (\d+) target\)", caplog.text)[-1]
-    return int(planned[0]), int(planned[1]), int(re.findall(r"Edit: (\d+) UNet evaluations", caplog.text)[-1])
+def files(tmp_path):
+    """Runs as the host runs nodes, with a temp folder of their own; gives where files of features lie in it."""
+    with own_temp_folder(tmp_path) as folder, torch.inference_mode():
+        yield folder
 
 
 @every
@@ -149,98 +134,42 @@ def test_both_halves_of_guidance_go_with_their_negative_prompt(model, inversion,
     assert torch.equal(other, drawn(plain, 4))
 
 
-def test_what_is_told_before_the_run_is_what_is_kept(model, inversion, monkeypatch):
-    told_bytes = []
-    monkeypatch.setattr(recording, "make_way", lambda _, wanted: told_bytes.append(wanted))
-    for name in ("cpam", "p2p", "pnp"):
-        before = held_of(inversion)
-        sample(METHODS[name](model, inversion), inversion)
-        # Prompt-to-Prompt's text has as many tokens as are reckoned with; parts are filled up to 64 numbers each.
-        assert 0 <= held_of(inversion) - before - told_bytes[-1] < 3 * 16 * 64 * 4 * CALLS
-        recorded.free_records()
+def test_all_of_the_negative_prompt_counts(model, inversion):
+    """Not its text alone: SDXL's sizes and the guidance that is built in are beside it."""
+    import comfy.sampler_helpers
+
+    names = set()
+    for options in ({}, {"width": 512}, {"width": 768}, {"guidance": 2.0}):
+        conds = comfy.sampler_helpers.convert_cond([[tiny.prompt(3)[0][0], options]])
+        run = SimpleNamespace(halved=True, guider=SimpleNamespace(conds={KEY_NEGATIVE: conds}))
+        names.add(recording._negative(run))
+        assert recording._negative(run) in names
+    assert len(names) == 4
 
 
-def test_what_does_not_fit_runs_the_source_each_time(model, inversion, caplog):
-    """A budget of one step and a half keeps one step; the plan says what was needed before the run."""
-    edited = METHODS["cpam"](model, inversion)
-    plain = sample(edited, inversion, keep_source=OFF)
-    sample(edited, inversion)
-    whole, steps = held_of(inversion), len(recorded._records[inversion]._steps)
-    pinned = pin(edited, inversion, tuple(inversion.schedule), keeping=Keeping(RAM, int(1.5 * whole / steps)))
-    recorded.free_records()
+def test_a_step_whose_source_a_cache_has_answered_is_not_kept():
+    """A step without its features is no step: it would be missed for good."""
+    needs = frozenset({(Site.SELF, 0, "k")})
+    record = recorded.SourceRecord(Sameness({}), shelves.Shelf(RAM), Keeping(RAM, LARGE))
+    record.keep((1.0, (KEY,)), needs, {}, tiny.CPU)
+    assert not record.holds((1.0, (KEY,)), needs)
+    record.keep((1.0, (KEY,)), needs, {(Site.SELF, 0): {KEY: Features(k=torch.ones(1, 2, 3))}}, tiny.CPU)
+    assert record.holds((1.0, (KEY,)), needs)
+
+
+def test_a_patch_of_a_whole_block_does_not_part_methods(model, inversion, caplog):
+    """Methods hook other layers, in front of the same patch: it is the same model for both."""
+
+    def patch(q: Tensor, k: Tensor, v: Tensor, _: Any) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    patched = model.clone()
+    patched.set_model_attn1_replace(patch, "output", 3)
+    for name in ("cpam", "masactrl"):
+        sample(METHODS[name](patched, inversion), inversion)
     caplog.set_level(logging.INFO)
-    for rows in (steps, steps - 1):
-        start = {"samples": model.get_model_object("latent_format").process_out(inversion.at(inversion.schedule[0]))}
-        import nodes
-
-        prompts = tiny.prompt(2), tiny.prompt(3)
-        found = nodes.KSampler().sample(pinned, 7, STEPS, 4.0, "euler", "normal", *prompts, start)[0]["samples"]
-        assert torch.equal(found, plain)
-        assert told(caplog)[0] == rows
-    assert held_of(inversion) <= 1.5 * whole / steps and "raise keep_gb" in caplog.text
-
-
-def test_the_record_of_another_image_makes_way(model, caplog):
-    """The budget is that of all images together."""
-    first, second = (edits.invert(model, steps=STEPS) for _ in range(2))
-    sample(METHODS["cpam"](model, first), first)
-    size = held_of(first)
-    pinned = pin(METHODS["cpam"](model, second), second, tuple(second.schedule), keeping=Keeping(RAM, size))
-    zeros, stub = edits.run_start(), torch.tensor([14.6, 0.0])
-    tiny.sample(pinned, tiny.prompt(2), tiny.prompt(3), zeros, stub, 4.0, "euler", 0)
-    assert held_of(first) == 0 and held_of(second) == size
-
-
-def test_the_record_ends_with_its_inversion(model):
-    """In RAM and on disk: nothing is left when the host lets go of the inversion."""
-    root = Path(folder_paths.get_temp_directory()) / "attention-edit"
-    for where in (RAM, DISK):
-        inversion = edits.invert(model, steps=STEPS)
-        sample(METHODS["cpam"](model, inversion), inversion, keep_source=where)
-        assert held_of(inversion) > 0 and (where == RAM or list(root.rglob("*.safetensors")))
-        del inversion
-        gc.collect()
-        assert not recorded._records
-    assert not list(root.rglob("*.safetensors"))
-
-
-def test_an_interrupted_run_keeps_whole_steps(model, inversion, monkeypatch, caplog):
-    """What a cut run has kept is right for the next one."""
-    edited = METHODS["cpam"](model, inversion)
-    plain = sample(edited, inversion, keep_source=OFF)
-    put, count = shelves.Shelf.put, []
-
-    def cut(self: Any, captured: Any) -> Any:
-        count.append(0)
-        if len(count) == 2:
-            raise InterruptProcessingException
-        return put(self, captured)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shelves.Shelf, "put", cut)
-        with pytest.raises(InterruptProcessingException):
-            sample(edited, inversion)
-    caplog.set_level(logging.INFO)
-    assert torch.equal(sample(edited, inversion), plain)
-    assert told(caplog)[0] == CALLS - 1
-
-
-def test_a_full_disk_is_no_error(model, inversion, monkeypatch, caplog):
-    edited = METHODS["cpam"](model, inversion)
-    plain = sample(edited, inversion, keep_source=OFF)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shelves.safetensors.torch, "save_file", full)
-    assert torch.equal(sample(edited, inversion, keep_source=DISK), plain)
-    assert held_of(inversion) == 0 and "No space left" in caplog.text
-
-
-def test_short_memory_keeps_nothing_more(model, inversion, monkeypatch):
-    monkeypatch.setattr(shelves.Shelf, "room", lambda *_: 1000)
-    sample(METHODS["cpam"](model, inversion), inversion)
-    assert held_of(inversion) == 0
+    sample(METHODS["cpam"](patched, inversion), inversion)
+    assert told(caplog)[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["SD3", "Flux", "ZImage"])

@@ -173,7 +173,7 @@ EDITS: dict[str, tuple[Call, ...]] = {
 
 def sampled(positive: Any, negative: Any) -> tuple[Call, Call]:
     """Edit Setup and a sampler."""
-    setup = call("setup", "Setup", model=Ref("edited"), inversion=INVERSION)
+    setup = call("setup", "Setup", model=Ref("edited"), inversion=INVERSION, keep_source="off")
     given = {"positive": positive, "negative": negative, "cfg": 4.0, "sampler_name": "euler"}
     rest = {"model": Ref("setup"), "noise": Ref("setup", 1), "sigmas": Ref("setup", 2), "latent_image": Ref("setup", 3)}
     return setup, call("sampled", "SamplerCustomAdvanced", **rest, **given)

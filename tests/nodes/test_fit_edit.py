@@ -65,6 +65,11 @@ def test_what_is_likely_to_disappoint_is_said(caplog):
     assert "Put Threshold Mask before the mask" in caplog.text
 
 
+def test_a_picture_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="Make the edited picture again"):
+        fitted(edited=EDITED.clone().index_fill_(1, torch.tensor([3]), float("nan")))
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [(torch.zeros(1, *SIZE), "Paint what was edited"), (torch.ones(1, 50, 200), "Connect a mask of the photograph")],
