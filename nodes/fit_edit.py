@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.masks.cells import shares
+from ..attention.masks.cells import distance, shares
 from ..attention.masks.composite import FULL, put_on, soft_edge
 from ..attention.masks.registration import Registered, lay_on_photo
 from ..host.remarks import Kind, remark
@@ -75,7 +75,7 @@ class FitEditNode(io.ComfyNode):
         known = None if given is None else given > 0
         found = lay_on_photo(photo.cpu(), edited.cpu(), known, match_colours, threshold, grow)
         kept = found.mask if given is None else torch.where(found.mask, given.expand(found.mask.shape), 0.0)
-        weight = soft_edge(kept, feather) * found.inside
+        weight = torch.minimum(soft_edge(kept, feather), _to_border(found.inside, feather))
         image = put_on(photo.cpu(), found.image, weight, (0, 0))
         _tell(found, image, photo.cpu(), weight, known is not None)
         return io.NodeOutput(image, weight, found.image)
@@ -136,6 +136,13 @@ def _shares_on(mask: Tensor, size: tuple[int, int]) -> Tensor:
             f"{size[1]}x{size[0]}."
         )
     return torch.nn.functional.interpolate(found[:, None], size, mode="bilinear", antialias=True)[:, 0].clamp(0, 1)
+
+
+def _to_border(inside: Tensor, feather: int) -> Tensor:
+    """How much of an edited picture (B, H, W) is seen by its own border: none at it, all `feather` pixels away."""
+    if bool(inside.all()):
+        return torch.ones(inside.shape)
+    return (distance(~inside) / (feather + 1)).clamp(0, 1)
 
 
 def _tell(found: Registered, image: Tensor, photo: Tensor, weight: Tensor, known: bool) -> None:

@@ -44,6 +44,16 @@ def test_a_mask_of_half_the_size_is_laid_on_the_photograph():
     assert torch.equal(half, whole)
 
 
+def test_the_border_of_the_edited_picture_is_no_seam():
+    """A mask that reaches beyond what a picture that was moved still shows: the edit fades out before its border."""
+    mask = torch.zeros(1, *SIZE)
+    mask[:, :, 200:] = 1
+    _, weight, _ = fitted(edited=drawn(shift=(0.0, 30.0))[None], mask=mask)
+    row = weight[0, SIZE[0] // 2]
+    assert float(row[220]) == 1 and float(row[-25]) == 0
+    assert float((row[1:] - row[:-1]).abs().max()) < 1.5 / 9
+
+
 def test_edits_add_up():
     """The first result is the second one's photograph: outside of both masks it is still the first photograph."""
     first, mask, _ = fitted()
